@@ -1,0 +1,35 @@
+"""A 7 M-parameter decoder on the text that every Python installation holds.
+
+    python -m jaxlm.prepare --config=configs/data/stdlib.py
+    python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
+"""
+
+from jaxlm.config import RunConfig
+from jaxlm.data.config import DataConfig, TokenShardsConfig
+from jaxlm.models.config import DecoderConfig
+from jaxlm.optim.muon import MuonConfig
+from jaxlm.optim.schedules import ScheduleConfig, ScheduleKind
+from jaxlm.training.config import CheckpointConfig, EvalConfig
+
+
+def get_config() -> RunConfig:
+  return RunConfig(
+    model=DecoderConfig(
+      vocab_size=0,  # the data's
+      num_layers=6,
+      embed_dim=256,
+      mlp_dim=704,
+      num_heads=4,
+      max_seq_len=1024,
+      qk_norm=True,
+    ),
+    data=DataConfig(seq_len=256, sources=[TokenShardsConfig(name="stdlib", path="data/stdlib")]),
+    optim=MuonConfig(
+      peak_lr=1e-2,
+      schedule=ScheduleConfig(kind=ScheduleKind.LINEAR, warmup_steps=20, final_fraction=0.0),
+    ),
+    global_batch_size=8,
+    num_steps=400,
+    checkpoint=CheckpointConfig(every_steps=200),
+    eval=EvalConfig(batch_size=32),
+  )

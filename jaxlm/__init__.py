@@ -1,0 +1,3 @@
+"""jaxlm: pretrain a language model from scratch on JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,103 @@
+"""Documents, the corpora that yield them, and the spool that keeps them between two passes."""
+
+import array
+import collections
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+MAX_NAMED = 20  # files that a report names of each kind of problem
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+  """id: where it came from, for people (a path, path:line or path#row). text: valid Unicode."""
+
+  id: str
+  text: str
+
+
+class Counts:
+  """What became of every file and document of a corpus.
+
+  files_read: files that text was taken from. skipped: reason → number (of files or documents).
+  named: reason → the first MAX_NAMED names. unknown_extensions: extension → files in folders.
+  """
+
+  def __init__(self) -> None:
+    self.files_read = 0
+    self.skipped: collections.Counter[str] = collections.Counter()
+    self.named: dict[str, list[str]] = {}
+    self.unknown_extensions: collections.Counter[str] = collections.Counter()
+
+  def skip(self, reason: str, name: str) -> None:
+    self.skipped[reason] += 1
+    names = self.named.setdefault(reason, [])
+    if len(names) < MAX_NAMED:
+      names.append(name)
+
+
+class Corpus(Protocol):
+  """An ordered stream of documents; the order depends on nothing but their content and names."""
+
+  counts: Counts
+
+  def fingerprint(self) -> str:
+    """sha256 (hex) that changes when files are added, removed or changed; cheap to compute."""
+    ...
+
+  def documents(self) -> Iterator[Document]:
+    """Streams the documents and fills `counts`; memory does not grow with the corpus."""
+    ...
+
+
+class Spool:
+  """Texts in one temporary file, read back at random: sources are read once, and memory is bounded.
+
+  Indices are positions in the order of `add`; `cut` makes two of one.
+  """
+
+  def __init__(self, file: Path):
+    self._file = file.open("w+b")
+    self._starts = array.array("Q")
+    self._sizes = array.array("Q")
+
+  def __len__(self) -> int:
+    return len(self._sizes)
+
+  def __enter__(self) -> "Spool":
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._file.close()
+
+  def add(self, data: bytes) -> int:
+    """Appends a UTF-8 text; returns its index."""
+    self._starts.append(self._file.seek(0, 2))
+    self._sizes.append(len(data))
+    self._file.write(data)
+    return len(self) - 1
+
+  def size(self, i: int) -> int:
+    """Bytes of text i."""
+    return self._sizes[i]
+
+  def read(self, i: int) -> bytes:
+    """The UTF-8 bytes of text i."""
+    self._file.seek(self._starts[i])
+    return self._file.read(self._sizes[i])
+
+  def cut(self, i: int, at: int) -> int:
+    """Text i keeps its first `at` bytes; the rest becomes a new text, whose index is returned."""
+    assert 0 < at < self._sizes[i]
+    self._starts.append(self._starts[i] + at)
+    self._sizes.append(self._sizes[i] - at)
+    self._sizes[i] = at
+    return len(self) - 1

@@ -1,0 +1,227 @@
+"""Reads files and folders as documents: plain text, code, .jsonl, .parquet, compressed or not."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.data.prep import files
+from jaxlm.data.prep.config import TextSourceConfig
+from jaxlm.data.prep.documents import Counts, Document
+from jaxlm.errors import UserError
+
+_BOM = b"\xef\xbb\xbf"
+_BOM_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class TextCorpus:
+  """The documents below config.paths: paths in the order given, the files of a folder sorted.
+
+  Args:
+    strict: a file that can not be decoded is a UserError, not a counted skip.
+    exclude: a directory that is not read.
+
+  Raises:
+    UserError: a path does not exist; a record of a .jsonl or .parquet file is broken or lacks the
+      text field (with file and line).
+  """
+
+  def __init__(self, config: TextSourceConfig, *, strict: bool, exclude: str):
+    self._config = config
+    self._strict = strict
+    self._exclude = Path(exclude).resolve()
+    self._extra = frozenset(e.lower().lstrip(".") for e in config.extra_extensions)
+    self.counts = Counts()
+    for path in config.paths:
+      if not Path(path).expanduser().exists():
+        raise UserError(f"{path}: no such file or folder; correct --config.source.paths")
+
+  def _files(self, counts: Counts) -> Iterator[tuple[Path, str]]:
+    """(file, kind) of all files to read, each once."""
+    seen: set[Path] = set()
+    for name in self._config.paths:
+      root = Path(name).expanduser()
+      if root.is_dir():
+        for path in files.walk(root, self._exclude, counts):
+          kind = files.kind_of(path.name, self._extra)
+          if kind is None:
+            counts.skip("extension", str(path))
+            counts.unknown_extensions[path.suffix.lower() or "(none)"] += 1
+          elif path not in seen:
+            seen.add(path)
+            yield path, kind
+      elif not root.is_file():
+        raise UserError(f"{name}: not a regular file or folder; correct --config.source.paths")
+      elif root not in seen:
+        seen.add(root)
+        yield root, files.kind_of(root.name, self._extra) or "text"
+
+  def fingerprint(self) -> str:
+    """Of the names, sizes and modification times of the files (content is not read)."""
+    digest = hashlib.sha256()
+    for path, kind in self._files(Counts()):
+      info = path.stat()
+      digest.update(
+        f"{path}\0{kind}\0{info.st_size}\0{info.st_mtime_ns}\n".encode(errors="replace")
+      )
+    return digest.hexdigest()
+
+  def documents(self) -> Iterator[Document]:
+    read = {"text": self._read_text, "jsonl": self._read_jsonl, "parquet": self._read_parquet}
+    left = self._config.max_bytes
+    for path, kind in self._files(self.counts):
+      used = False
+      for document in read[kind](path):
+        size = len(document.text.encode())
+        if not document.text.strip():
+          self.counts.skip("empty", document.id)
+          continue
+        if size < self._config.min_doc_bytes:
+          self.counts.skip("too small", document.id)
+          continue
+        if left is not None:
+          if left <= 0:
+            self.counts.files_read += used
+            return
+          left -= size
+        used = True
+        yield document
+      self.counts.files_read += used
+
+  def _undecodable(self, where: str, why: str) -> None:
+    if self._strict:
+      raise UserError(
+        f"{where}: {why}; convert it to UTF-8, or set --config.strict=false to skip it"
+      )
+    self.counts.skip("undecodable", where)
+
+  def _read_text(self, path: Path) -> Iterator[Document]:
+    separator = self._config.document_separator
+    offset = 0
+    try:
+      with files.open_stream(path) as stream:
+        n = 0
+        for data in files.pieces(
+          stream, separator.encode() if separator else None, self._config.max_doc_bytes
+        ):
+          where = str(path) if not n else f"{path}#{n}"
+          if not n and data[:2] in _BOM_UTF16:
+            yield from self._read_utf16(path)
+            return
+          if not n and b"\0" in data[:8192]:
+            self.counts.skip("binary", where)
+            return
+          if not n:
+            data = data.removeprefix(_BOM)
+          if not n and not data:
+            self.counts.skip("empty", where)
+          try:
+            text = data.decode()
+          except UnicodeDecodeError as e:
+            self._undecodable(where, f"not UTF-8 at byte {offset + e.start}")
+          else:
+            if data:
+              yield Document(where, text)
+          n += 1
+          offset += len(data) + len(separator.encode() if separator else b"")
+        if not n:
+          self.counts.skip("empty", str(path))
+    except files.BROKEN_STREAM as e:
+      if isinstance(e, PermissionError):
+        self.counts.skip("unreadable", str(path))
+      else:
+        self._undecodable(str(path), f"can not be read to its end ({e})")
+
+  def _read_utf16(self, path: Path) -> Iterator[Document]:
+    """A UTF-16 file (it begins with a byte order mark); such files are small, so read at once."""
+    with files.open_stream(path) as stream:
+      data = stream.read()
+    try:
+      text = data.decode("utf-16")
+    except UnicodeDecodeError as e:
+      self._undecodable(str(path), f"not UTF-16 at byte {e.start}")
+      return
+    for n, start in enumerate(range(0, len(text), self._config.max_doc_bytes // 4)):
+      part = text[start : start + self._config.max_doc_bytes // 4]
+      yield Document(f"{path}#{n}" if n else str(path), part)
+
+  def _read_jsonl(self, path: Path) -> Iterator[Document]:
+    field = self._config.text_field
+    number = 0
+    try:
+      with files.open_stream(path) as stream:
+        for line in files.lines(stream, path):
+          number += 1
+          if not line.strip():
+            continue
+          where = f"{path}:{number}"
+          try:
+            record = json.loads(line.removeprefix(_BOM))
+          except ValueError as e:  # also what is not UTF-8
+            raise UserError(
+              f"{where}: not a JSON object ({e}); correct or remove the line"
+            ) from None
+          yield from self._record(where, record, field)
+    except files.BROKEN_STREAM as e:
+      raise UserError(f"{path}: can not be read after line {number} ({e})") from None
+
+  def _record(self, where: str, record: object, field: str) -> Iterator[Document]:
+    if not isinstance(record, dict):
+      raise UserError(f"{where}: {type(record).__name__}, not a JSON object; correct the line")
+    if field not in record:
+      raise UserError(
+        f"{where}: no field {field!r} (it has: {', '.join(map(str, record)) or 'none'}); set"
+        " --config.source.text_field"
+      )
+    text = record[field]
+    if text is None:
+      self.counts.skip("empty", where)
+      return
+    if not isinstance(text, str):
+      raise UserError(f"{where}: field {field!r} is {type(text).__name__}, not a text")
+    try:
+      text.encode()
+    except UnicodeEncodeError:  # "\ud800" is legal JSON, but no Unicode text
+      self._undecodable(where, "holds a lone surrogate")
+      return
+    yield Document(where, text)
+
+  def _read_parquet(self, path: Path) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    column = self._config.text_field
+    try:
+      with pyarrow.parquet.ParquetFile(path) as table:
+        schema = table.schema_arrow
+        if column not in schema.names:
+          raise UserError(
+            f"{path}: no column {column!r} (it has: {', '.join(schema.names)}); set"
+            " --config.source.text_field"
+          )
+        if not _is_text(schema.field(column).type):
+          raise UserError(f"{path}: column {column!r} is {schema.field(column).type}, not a text")
+        row = 0
+        for batch in table.iter_batches(batch_size=256, columns=[column]):
+          for value in batch.column(0).to_pylist():
+            where = f"{path}#{row}"
+            row += 1
+            if value is None:
+              self.counts.skip("empty", where)
+            else:
+              yield Document(where, value)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
+      raise UserError(f"{path}: can not be read as Parquet ({e}); write the file again") from None
+
+
+def _is_text(arrow_type: object) -> bool:
+  import pyarrow.types
+
+  return any(
+    check(arrow_type)
+    for check in (
+      pyarrow.types.is_string,
+      pyarrow.types.is_large_string,
+      pyarrow.types.is_string_view,
+    )
+  )

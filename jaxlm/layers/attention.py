@@ -1,0 +1,123 @@
+"""Causal self-attention with grouped queries. B batch, T position, D embed, H heads, N kv heads,
+K head_dim, S cache slots."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.kernels.attention import attention
+from jaxlm.layers.config import AttentionImpl, Positions
+from jaxlm.layers.norm import RMSNorm
+from jaxlm.layers.positions import alibi_slopes, rope
+from jaxlm.sharding import Initializer, constant, constrain, einsum, gather, param, spec
+
+KV = tuple[jax.Array, jax.Array]
+
+
+class Attention(nnx.Module):
+  """Multi-head attention (Vaswani et al. 2017), grouped-query (arXiv:2305.13245) if N < H."""
+
+  def __init__(
+    self,
+    *,
+    embed_dim: int,
+    num_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    positions: Positions,
+    rope_theta: float,
+    qk_norm: bool,
+    use_bias: bool,
+    norm_eps: float,
+    impl: AttentionImpl,
+    init: Initializer,
+    init_out: Initializer,
+    dtype: Any,
+    param_dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    D, H, N, K = embed_dim, num_heads, kv_heads, head_dim
+    self.positions, self.rope_theta, self.impl, self.dtype = positions, rope_theta, impl, dtype
+    self.num_heads, self.qk_norm, self.use_bias = num_heads, qk_norm, use_bias
+
+    def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+      return param(how, rngs.params(), shape, axes, param_dtype)
+
+    self.q = make(init, (D, H, K), "embed", "heads", "head_dim")
+    self.k = make(init, (D, N, K), "embed", "kv_heads", "head_dim")
+    self.v = make(init, (D, N, K), "embed", "kv_heads", "head_dim")
+    self.out = make(init_out, (H, K, D), "heads", "head_dim", "embed")
+    if use_bias:
+      self.q_bias = make(constant(0.0), (H, K), "heads", "head_dim")
+      self.k_bias = make(constant(0.0), (N, K), "kv_heads", "head_dim")
+      self.v_bias = make(constant(0.0), (N, K), "kv_heads", "head_dim")
+      self.out_bias = make(constant(0.0), (D,), "norm")
+    if qk_norm:
+      self.q_norm = RMSNorm(K, eps=norm_eps, dtype=param_dtype, rngs=rngs)
+      self.k_norm = RMSNorm(K, eps=norm_eps, dtype=param_dtype, rngs=rngs)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None,
+    positions_BT: jax.Array,
+    cache: KV | None,
+  ) -> tuple[jax.Array, KV | None]:
+    """Returns (B, T, D) and, if a cache (k, v) was given, that cache with the T tokens in it."""
+    q_axes = ("act_batch", "act_seq", "act_heads", None)
+    kv_axes = ("act_batch", "act_seq", "act_kv_heads", None)
+    q_BTHK = self._project(x_BTD, "q", q_axes)
+    k_BTNK = self._project(x_BTD, "k", kv_axes)
+    v_BTNK = self._project(x_BTD, "v", kv_axes)
+    if self.qk_norm:
+      q_BTHK, k_BTNK = self.q_norm(q_BTHK), self.k_norm(k_BTNK)
+    if self.positions is Positions.ROPE:
+      q_BTHK = rope(q_BTHK, positions_BT, self.rope_theta)
+      k_BTNK = rope(k_BTNK, positions_BT, self.rope_theta)
+
+    if cache is None:
+      slots_BT = None
+      gathered = ("act_batch", "act_kv_seq", "act_kv_heads", None)
+      k_BSNK, v_BSNK = constrain(k_BTNK, *gathered), constrain(v_BTNK, *gathered)
+    else:
+      slots_BT = positions_BT
+      k_BSNK = _write(cache[0], k_BTNK, positions_BT)
+      v_BSNK = _write(cache[1], v_BTNK, positions_BT)
+      cache = (k_BSNK, v_BSNK)
+    o_BTHK = attention(
+      q_BTHK,
+      k_BSNK,
+      v_BSNK,
+      slots_BT=slots_BT,
+      segment_ids_BT=segment_ids_BT,
+      positions_BT=positions_BT,
+      alibi_slopes=alibi_slopes(self.num_heads) if self.positions is Positions.ALIBI else None,
+      impl=self.impl,
+    )
+    o_BTHK = checkpoint_name(o_BTHK, "context")
+    out = gather(self.out[...], self.dtype)
+    y_BTD = einsum("BTHK,HKD->BTD", o_BTHK, out, out=("act_batch", "act_seq", "act_embed"))
+    if self.use_bias:
+      y_BTD += self.out_bias[...].astype(self.dtype)[None, None]
+    return checkpoint_name(y_BTD, "out"), cache
+
+  def _project(self, x_BTD: jax.Array, name: str, axes: tuple[str | None, ...]) -> jax.Array:
+    weight_DHK = gather(getattr(self, name)[...], self.dtype)
+    y_BTHK = einsum("BTD,DHK->BTHK", x_BTD, weight_DHK, out=axes)
+    if self.use_bias:
+      y_BTHK += getattr(self, f"{name}_bias")[...].astype(self.dtype)[None, None]
+    return checkpoint_name(y_BTHK, "qkv")
+
+
+def _write(cache_BSNK: jax.Array, new_BTNK: jax.Array, positions_BT: jax.Array) -> jax.Array:
+  """The cache with the new entries in the slots of their positions; slots past the end drop."""
+  axes = ("act_batch", "act_kv_seq", "act_kv_heads", None)
+  new_BTNK = constrain(new_BTNK, *axes).astype(cache_BSNK.dtype)
+  rows_B1 = constrain(jnp.arange(cache_BSNK.shape[0])[:, None], "act_batch", None)
+  slots_BT = constrain(positions_BT, "act_batch", "act_kv_seq")
+  where = spec(axes)
+  return cache_BSNK.at[rows_B1, slots_BT].set(new_BTNK, mode="drop", out_sharding=where)

@@ -1,0 +1,103 @@
+"""A stack of equal blocks: scanned (one compiled body) or unrolled, with rematerialisation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlm.layers.config import Remat
+
+# apply(block, x, per_layer) -> (x, out): one block's work. per_layer and out are pytrees.
+Apply = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def checkpoint_policy(remat: Remat) -> Callable[..., Any] | None:
+  """The jax.checkpoint policy of a Remat, by the names that layers give their results."""
+  save = jax.checkpoint_policies.save_only_these_names
+  match remat:
+    case Remat.FULL:
+      return jax.checkpoint_policies.nothing_saveable
+    case Remat.QKV:
+      return save("qkv", "context")
+    case Remat.MINIMAL:
+      return save("qkv", "context", "out", "mlp")
+    case Remat.NONE:
+      return None
+
+
+class Stack(nnx.Module):
+  """num_layers blocks.
+
+  Scanned: parameters are stacked on a leading `layers` dim of num_layers / scan_block, and one
+  body of scan_block blocks (`layer_0`, `layer_1`, …) is looped over. Unrolled: num_layers blocks
+  side by side (`layer_00`, …).
+  """
+
+  def __init__(
+    self,
+    make: Callable[[nnx.Rngs], nnx.Module],
+    num_layers: int,
+    *,
+    scan: bool,
+    scan_block: int,
+    remat: Remat,
+    rngs: nnx.Rngs,
+  ):
+    self.scan, self.remat, self.num_layers = scan, remat, num_layers
+    self.group_size = scan_block if scan else num_layers
+    if scan:
+      # transform_metadata keeps the names of the dims true: a bare vmap would leave them one
+      # short, and the first name would silently shard the layers.
+      def group(r: nnx.Rngs) -> Group:
+        return Group(make, scan_block, rngs=r)
+
+      stacked = nnx.transform_metadata(group, in_axes=0, out_axes=0, partition="layers")
+      self.blocks = jax.vmap(stacked)(rngs.split(num_layers // scan_block))
+    else:
+      self.blocks = Group(make, num_layers, rngs=rngs)
+
+  def __call__(self, apply: Apply, x: jax.Array, per_layer: Any) -> tuple[jax.Array, Any]:
+    """Runs all blocks.
+
+    Args:
+      apply: what one block does.
+      x: the input of the first block.
+      per_layer: a pytree whose leaves have a leading dim num_layers, a slice for each block.
+
+    Returns:
+      The last block's output, and the outs stacked on a leading dim num_layers.
+    """
+    if self.remat is not Remat.NONE:
+      policy = checkpoint_policy(self.remat)
+      apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
+
+    def run_group(x: jax.Array, group_and_slice: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+      group, group_slice = group_and_slice
+      outs = []
+      for i, block in enumerate(group.layers()):
+        x, out = apply(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], group_slice))
+        outs.append(out)
+      return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+    if not self.scan:
+      return run_group(x, (self.blocks, per_layer))
+    grouped = jax.tree.map(
+      lambda leaf: leaf.reshape(-1, self.group_size, *leaf.shape[1:]), per_layer
+    )
+    x, outs = jax.lax.scan(run_group, x, (self.blocks, grouped))
+    return x, jax.tree.map(lambda leaf: leaf.reshape(self.num_layers, *leaf.shape[2:]), outs)
+
+
+class Group(nnx.Module):
+  """A few blocks, one after another."""
+
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], size: int, *, rngs: nnx.Rngs):
+    self.names = tuple(f"layer_{i:0{len(str(size - 1))}d}" for i in range(size))
+    for name in self.names:
+      setattr(self, name, make(rngs))
+
+  def layers(self) -> list[Any]:
+    """The blocks in order."""
+    return [getattr(self, name) for name in self.names]

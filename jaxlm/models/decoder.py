@@ -1,0 +1,194 @@
+"""The decoder-only transformer. B batch, T position, D embed, V vocab, L layers, S cache slots."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxlm.layers.attention import Attention
+from jaxlm.layers.cache import Cache
+from jaxlm.layers.config import Norm, Positions, resolve_dtype
+from jaxlm.layers.embed import Embed
+from jaxlm.layers.mlp import Mlp
+from jaxlm.layers.norm import LayerNorm, RMSNorm
+from jaxlm.layers.stack import Stack
+from jaxlm.models.config import DecoderConfig
+from jaxlm.sharding import constrain, normal, spec
+
+# The logit of the ids that only pad the table: no probability, and finite in bfloat16.
+NO_SUCH_ID = -1e9
+
+
+def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
+  kind = LayerNorm if config.norm is Norm.LAYER else RMSNorm
+  return kind(
+    config.embed_dim, eps=config.norm_eps, dtype=resolve_dtype(config.param_dtype), rngs=rngs
+  )
+
+
+class Block(nnx.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    dtype, param_dtype = resolve_dtype(config.compute_dtype), resolve_dtype(config.param_dtype)
+    init = normal(config.init_std)
+    # GPT-2: what is added to the residual stream 2 L times starts smaller by sqrt(2 L).
+    init_out = normal(config.init_std / math.sqrt(2 * config.num_layers))
+    self.attention_norm = _norm(config, rngs)
+    self.attention = Attention(
+      embed_dim=config.embed_dim,
+      num_heads=config.num_heads,
+      kv_heads=config.kv_heads,
+      head_dim=config.head_size,
+      positions=config.positions,
+      rope_theta=config.rope_theta,
+      qk_norm=config.qk_norm,
+      use_bias=config.use_bias,
+      norm_eps=config.norm_eps,
+      impl=config.attention,
+      init=init,
+      init_out=init_out,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    self.mlp_norm = _norm(config, rngs)
+    self.mlp = Mlp(
+      embed_dim=config.embed_dim,
+      mlp_dim=config.mlp_dim,
+      activation=config.activation,
+      use_bias=config.use_bias,
+      init=init,
+      init_out=init_out,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      rngs=rngs,
+    )
+    self.dropout = config.dropout
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None,
+    positions_BT: jax.Array,
+    cache: tuple[jax.Array, jax.Array] | None,
+    dropout_key: jax.Array | None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    keys = None if dropout_key is None else jax.random.split(dropout_key)
+    y_BTD, cache = self.attention(
+      self.attention_norm(x_BTD),
+      segment_ids_BT=segment_ids_BT,
+      positions_BT=positions_BT,
+      cache=cache,
+    )
+    x_BTD += _drop(y_BTD, self.dropout, None if keys is None else keys[0])
+    y_BTD = self.mlp(self.mlp_norm(x_BTD))
+    return x_BTD + _drop(y_BTD, self.dropout, None if keys is None else keys[1]), cache
+
+
+class Decoder(nnx.Module):
+  """Token ids to logits."""
+
+  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    dtype, param_dtype = resolve_dtype(config.compute_dtype), resolve_dtype(config.param_dtype)
+
+    def table(size: int, axis: str) -> Embed:
+      return Embed(
+        size,
+        config.embed_dim,
+        axis=axis,
+        init=normal(config.init_std),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+      )
+
+    self.embed = table(config.padded_vocab_size, "vocab")
+    if config.positions is Positions.LEARNED:
+      self.position_embed = table(config.max_seq_len, "positions")
+    self.stack = Stack(
+      lambda r: Block(config, rngs=r),
+      config.num_layers,
+      scan=config.scan_layers,
+      scan_block=config.scan_block,
+      remat=config.remat,
+      rngs=rngs,
+    )
+    self.final_norm = _norm(config, rngs)
+    if not config.tie_embeddings:
+      self.unembed = table(config.padded_vocab_size, "vocab")
+
+  def __call__(
+    self,
+    inputs_BT: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+    dropout_key: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """Logits for every input.
+
+    Args:
+      inputs_BT: int32 token ids.
+      segment_ids_BT: int32, the document of each input, or None: each row is one document.
+      positions_BT: int32, places in the document; None: 0, 1, 2, …
+      cache: keys and values so far. The inputs' own go into the slots of their positions, and
+        each input sees the slots up to its own. Give positions with it, and no segment ids.
+      dropout_key: a key for training with dropout; None: no dropout.
+
+    Returns:
+      Logits (B, T, V) in the compute dtype, V the padded vocabulary (ids that do not exist have
+      probability 0), and the cache with the inputs in it, if one was given.
+    """
+    config = self.config
+    if positions_BT is None:
+      positions_BT = jnp.broadcast_to(
+        jnp.arange(inputs_BT.shape[1])[None],
+        inputs_BT.shape,
+        out_sharding=spec(("act_batch", "act_seq")),
+      )
+    x_BTD = self.embed(inputs_BT)
+    if config.positions is Positions.LEARNED:
+      x_BTD += self.position_embed(positions_BT)
+    drop = config.dropout > 0 and dropout_key is not None
+    keys = jax.random.split(dropout_key, config.num_layers + 1) if drop else None
+    if keys is not None:
+      x_BTD = _drop(x_BTD, config.dropout, keys[-1])
+
+    def apply(block: Any, x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+      key, kv = layer
+      return block(
+        x_BTD, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, cache=kv, dropout_key=key
+      )
+
+    kv_L = None if cache is None else (cache.k_LBSNK, cache.v_LBSNK)
+    x_BTD, kv_L = self.stack(apply, x_BTD, (None if keys is None else keys[:-1], kv_L))
+    x_BTD = self.final_norm(x_BTD)
+    logits_BTV = (self.embed if config.tie_embeddings else self.unembed).logits(x_BTD)
+    if config.padded_vocab_size != config.vocab_size:
+      exists_V = constrain(
+        jnp.arange(config.padded_vocab_size) < config.vocab_size, "act_vocab"
+      )
+      logits_BTV = jnp.where(exists_V[None, None], logits_BTV, NO_SUCH_ID)
+    return logits_BTV, None if cache is None else Cache(*kv_L)
+
+  def empty_cache(self, batch: int, slots: int) -> Cache:
+    """A cache for `batch` sequences of up to `slots` tokens."""
+    c = self.config
+    return Cache.zeros(
+      c.num_layers, batch, slots, c.kv_heads, c.head_size, resolve_dtype(c.compute_dtype)
+    )
+
+
+def _drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Dropout (Srivastava et al. 2014); the same mask on every mesh."""
+  if key is None or rate == 0:
+    return x_BTD
+  where = spec(("act_batch", "act_seq", "act_embed"))
+  keep = jax.random.bernoulli(key, 1 - rate, x_BTD.shape, out_sharding=where)
+  return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -1,0 +1,414 @@
+"""Runs: put the parts together, train, and open a finished or stopped run again."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxlm import configlib, lineage, tree
+from jaxlm.checkpoint import Checkpointer, Meta
+from jaxlm.config import RunConfig, model_fingerprint
+from jaxlm.data.config import TokenShardsConfig
+from jaxlm.data.manifest import Manifest
+from jaxlm.data.pipeline import Pipeline, build_pipeline, evaluation_batches
+from jaxlm.errors import UserError
+from jaxlm.evals.perplexity import Score, make_scoring_step, score
+from jaxlm.inference.generate import Generator
+from jaxlm.inference.sampling import Sampling
+from jaxlm.lineage import Seal
+from jaxlm.mesh import MeshConfig
+from jaxlm.metrics import peak_flops
+from jaxlm.models.base import ModelDef, Params
+from jaxlm.objectives import next_token_loss
+from jaxlm.optim.base import OptimizerContext
+from jaxlm.optim.matrices import muon_dims
+from jaxlm.sharding import Layout, make_layout
+from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
+from jaxlm.tracking.base import NoTracker
+from jaxlm.tracking.progress import Progress, short
+from jaxlm.training.loop import Loop
+from jaxlm.training.monitor import Monitor
+from jaxlm.training.preemption import Preemption
+from jaxlm.training.state import TrainState, make_init
+from jaxlm.training.step import LossFn, make_eval_step, make_train_step
+from jaxlm.workdir import Workdir
+
+
+def setup_jax() -> None:
+  """Process-wide settings, before any model is built."""
+  # Modules are plain pytrees: no shared references, so none are looked for.
+  nnx.set_graph_mode(False)
+  nnx.set_graph_updates(False)
+
+
+def make_loss_fn(config: RunConfig) -> LossFn:
+  """The config's objective."""
+
+  def loss_fn(logits: jax.Array, batch: Any) -> Any:
+    return next_token_loss(
+      logits,
+      batch,
+      vocab_size=config.model.vocab_size,
+      z_loss=config.objective.z_loss,
+      label_smoothing=config.objective.label_smoothing,
+    )
+
+  return loss_fn
+
+
+def make_optimizer(config: RunConfig, model: ModelDef) -> optax.GradientTransformation:
+  """The config's optimizer, told which parameters decay and which are matrices."""
+  return config.optim.build(
+    OptimizerContext(
+      num_steps=config.num_steps,
+      decay_mask=tree.decay_mask,
+      muon_dims=muon_dims(model.logical_axes()),
+    )
+  )
+
+
+def resolve(config: RunConfig, pipeline: Pipeline) -> RunConfig:
+  """A copy with all that was left to be found: the vocabulary, and absolute paths.
+
+  Raises:
+    UserError: the config's vocab_size is not that of the data's tokenizer.
+  """
+  config = configlib.from_dict(configlib.to_dict(config))
+  if config.model.vocab_size == 0:
+    config.model.vocab_size = pipeline.vocab_size
+  if config.model.vocab_size != pipeline.vocab_size:
+    raise UserError(
+      f"config.model.vocab_size={config.model.vocab_size}: the data's tokenizer has "
+      f"{pipeline.vocab_size} pieces; set it to that, or to 0 to take the data's"
+    )
+  for source in config.data.sources:
+    if isinstance(source, TokenShardsConfig):
+      source.path = str(Path(source.path).absolute())
+  if config.eval.path is not None:
+    config.eval.path = str(Path(config.eval.path).absolute())
+  return config
+
+
+def train(
+  config: RunConfig,
+  workdir: str | Path,
+  *,
+  accept_changes: bool = False,
+  stop_at: int | None = None,
+) -> bool:
+  """Trains a run to its end, from where it stands.
+
+  Args:
+    config: validated.
+    workdir: made if missing; if a run is there, it is continued.
+    accept_changes: go on although the config differs from the one the run began with.
+    stop_at: save and stop after so many updates in all, as if preempted.
+
+  Returns:
+    True if the run is finished, False if it was stopped and can be continued.
+
+  Raises:
+    UserError: anything that does not fit together; nothing was overwritten then.
+  """
+  setup_jax()
+  directory = Workdir(workdir)
+  config.validate()
+  pipeline = build_pipeline(config.data)
+  config = resolve(config, pipeline)
+  config.validate()
+  config.validate_devices(jax.device_count())
+  with directory.lock():
+    _check_config(config, directory, accept_changes=accept_changes)
+    with make_layout(config.mesh).activate() as layout:
+      return _Training(config, directory, pipeline, layout).run(
+        stop_at=stop_at, accept_changes=accept_changes
+      )
+
+
+def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool) -> None:
+  if not directory.exists():
+    return
+  changes = configlib.load_json(directory.config).changes(config)
+  if changes and not accept_changes:
+    raise UserError(
+      f"--workdir={directory.path}: its run began with another config ({'; '.join(changes[:4])}"
+      f"{f'; {len(changes) - 4} more' if len(changes) > 4 else ''}): choose another --workdir, or "
+      "add --accept_changes to go on with the new one"
+    )
+
+
+class _Training:
+  """One start of a run: everything that `train` needs at once."""
+
+  def __init__(self, config: RunConfig, directory: Workdir, pipeline: Pipeline, layout: Layout):
+    self.config, self.directory = config, directory
+    self.pipeline, self.layout = pipeline, layout
+    self.model = config.model.build()
+    self.loss_fn = make_loss_fn(config)
+    self.tx = make_optimizer(config, self.model)
+    self.init = jax.jit(make_init(self.model, self.tx))
+    self.checkpointer = Checkpointer(
+      directory.checkpoints,
+      keep_last=config.checkpoint.keep_last,
+      keep_every=config.checkpoint.keep_every,
+    )
+    self.is_main = jax.process_index() == 0
+    self._scorer: Any = None
+
+  def seal(self, next_row: int) -> Seal:
+    return Seal(
+      model=model_fingerprint(self.config.model),
+      tokenizer=self.pipeline.tokenizer_sha256,
+      data=self.pipeline.fingerprint(next_row),
+      code=lineage.code_fingerprint(),
+    )
+
+  def start(self, *, accept_changes: bool) -> tuple[TrainState, int, int]:
+    """The state to go on from, its step, and the rows consumed."""
+    key = jax.random.key(self.config.seed)
+    latest = self.checkpointer.latest()
+    if latest is None:
+      return self.init(key), 0, 0
+    meta = self.checkpointer.meta(latest)
+    where = f"{self.directory.checkpoints}/{latest}"
+    parts = ("model", "tokenizer") if accept_changes else ("model", "tokenizer", "data")
+    for warning in lineage.check(meta.seal, self.seal(meta.next_row), where, parts):
+      print(f"warning: {warning}", file=sys.stderr)
+    state = self.checkpointer.restore(latest, self.layout.eval_shape(self.init, key))
+    return state, meta.step, meta.next_row
+
+  def run(self, *, stop_at: int | None, accept_changes: bool) -> bool:
+    config, directory = self.config, self.directory
+    state, start_step, start_row = self.start(accept_changes=accept_changes)
+    if self.is_main:
+      configlib.save_json(config, directory.config)
+      self._copy_tokenizer()
+    if start_step >= config.num_steps:
+      print(f"{directory.path}: already trained to step {start_step}; nothing to do")
+      return True
+    batch, seq_len = config.global_batch_size, config.data.seq_len
+    model: Any = config.model
+    device = jax.devices()[0]
+    peak = peak_flops(device.device_kind)
+    tracker = config.tracking.build(directory.path, start_step + 1) if self.is_main else NoTracker()
+    tracker.log_config(configlib.to_dict(config))
+    print(
+      f"{'resuming' if start_step else 'training'} {directory.path}: "
+      f"{short(tree.count(state.params))} parameters, {jax.device_count()} × {device.device_kind}, "
+      f"{short(batch * seq_len)} tokens a step, steps {start_step}–{config.num_steps}",
+      file=sys.stderr,
+      flush=True,
+    )
+    with (
+      Progress(config.num_steps, start_step, batch * seq_len) as progress,
+      self.pipeline.iterator(
+        batch, start_row, jax.process_index(), jax.process_count()
+      ) as batches,
+      Preemption(self.checkpointer.reached_preemption) as preemption,
+    ):
+      monitor = Monitor(
+        tracker,
+        progress,
+        learning_rate=config.optim.learning_rate(config.num_steps),
+        tokens_per_step=batch * seq_len,
+        flops_per_token=model.flops_per_token(seq_len),
+        peak_flops=None if peak is None else peak * jax.device_count(),
+        uniform_loss=math.log(model.vocab_size),
+        log_every=config.log_every,
+        first_step=start_step + 1,
+      )
+      step_fn = jax.jit(
+        make_train_step(
+          self.model,
+          self.loss_fn,
+          self.tx,
+          num_microbatches=config.num_microbatches,
+          dropout_seed=config.seed if getattr(model, "dropout", 0) else None,
+        ),
+        donate_argnums=0,
+      )
+
+      def evaluate(state: TrainState, step: int) -> None:
+        values = self.evaluate(state.params)
+        tracker.log(step, {f"eval/{k}": v for k, v in values.to_dict().items() if v is not None})
+        progress.message(f"step {step}: held-out {_describe(values)}")
+
+      loop = Loop(
+        step_fn=step_fn,
+        layout=self.layout,
+        batches=batches,
+        listener=monitor,
+        save=self.save,
+        save_every=config.checkpoint.every_steps,
+        evaluate=evaluate if config.heldout_path() else None,
+        evaluate_every=config.eval.every_steps,
+        preempted=lambda step: (stop_at == step) or preemption.requested(step),
+        use_segments=not config.data.attend_across_documents,
+      )
+      try:
+        state, stopped = loop.run(state, start_step, config.num_steps)
+        self.checkpointer.wait()
+      finally:
+        tracker.close()
+        self.checkpointer.close()
+    return not stopped
+
+  def save(self, state: TrainState, step: int, next_row: int) -> None:
+    self.checkpointer.save(state, Meta(step, next_row, self.config.seed, self.seal(next_row)))
+
+  def evaluate(self, params: Params) -> Score:
+    path = self.config.heldout_path()
+    assert path is not None
+    if self._scorer is None:
+      tokenizer = load_tokenizer(self.directory.tokenizer)
+      self._scorer = make_scoring_step(
+        make_eval_step(self.model, self.loss_fn), tokenizer.token_bytes(), self.layout
+      )
+    return _score(self.config, path, self._scorer, params, self.layout)
+
+  def _copy_tokenizer(self) -> None:
+    for source in self.config.data.sources:
+      if isinstance(source, TokenShardsConfig):
+        self.directory.copy_tokenizer(Path(source.path) / "tokenizer")
+        return
+
+
+def _score(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
+  source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
+    config.data.seq_len
+  )
+  batch = config.eval.batch_size or config.global_batch_size
+  shards = math.prod(layout.mesh.shape[axis] for axis in ("data", "fsdp"))
+  batches = evaluation_batches(
+    source,
+    -(-batch // shards) * shards,
+    max_rows=config.eval.max_rows,
+    shard_index=jax.process_index(),
+    shard_count=jax.process_count(),
+    attend_across_documents=config.data.attend_across_documents,
+  )
+  use_segments = not config.data.attend_across_documents
+  return score(scorer, params, batches, layout, use_segments=use_segments)
+
+
+def _describe(values: Score) -> str:
+  text = f"loss {values.loss:.4f}, perplexity {values.perplexity:.2f}"
+  bits = values.bits_per_byte
+  return text if bits is None else f"{text}, {bits:.4f} bits per byte"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained run, opened for use.
+
+  Attributes:
+    config: what it was trained with.
+    step: of the checkpoint that was read.
+    model, params: the model, on `layout`.
+    tokenizer: the run's own copy.
+  """
+
+  config: RunConfig
+  step: int
+  model: ModelDef
+  params: Params
+  tokenizer: Tokenizer
+  layout: Layout
+  meta: Meta
+
+  def evaluate(self, path: str | None = None) -> tuple[Score, Manifest]:
+    """The score on a dataset's held-out split, and the dataset's manifest.
+
+    Raises:
+      UserError: the dataset was made with another tokenizer, is damaged or missing.
+    """
+    path = path or self.config.heldout_path()
+    if path is None:
+      raise UserError("this run's data has no held-out split: name a prepared dataset with --data")
+    manifest = Manifest.load(path)
+    if manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
+      raise UserError(
+        f"{path}: made with tokenizer {manifest.tokenizer_sha256[:12]}, the run's is "
+        f"{self.tokenizer.fingerprint()[:12]}: prepare it with the run's tokenizer "
+        "(--config.tokenizer.path=WORKDIR/tokenizer)"
+      )
+    scorer = make_scoring_step(
+      make_eval_step(self.model, make_loss_fn(self.config)),
+      np.asarray(self.tokenizer.token_bytes()),
+      self.layout,
+    )
+    with self.layout.activate():
+      return _score(self.config, path, scorer, self.params, self.layout), manifest
+
+  def generate(
+    self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
+  ) -> list[str]:
+    """What the model adds to each prompt. EOS stands before it, as before every document."""
+    model: Any = self.config.model
+    eos = self.tokenizer.eos_id
+    ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
+    with self.layout.activate():
+      generator = Generator(
+        self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len
+      )
+      new = generator(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    return [self.tokenizer.decode(tokens) for tokens in new]
+
+
+def open_run(
+  workdir: str | Path, *, step: int | None = None, all_devices: bool = False
+) -> Run:
+  """Opens a run's checkpoint, checking its seal.
+
+  Args:
+    workdir: the run's directory.
+    step: which checkpoint; None: the newest.
+    all_devices: spread parameters over all devices; otherwise the first one is used.
+
+  Raises:
+    UserError: no run, no checkpoint, or something in it is not what the checkpoint was made from.
+  """
+  setup_jax()
+  directory = Workdir(workdir).require()
+  config: RunConfig = configlib.load_json(directory.config)
+  checkpointer = Checkpointer(directory.checkpoints, read_only=True)
+  steps = checkpointer.steps()
+  if not steps:
+    raise UserError(f"{directory.checkpoints}: no checkpoint yet; train first")
+  if step is not None and step not in steps:
+    raise UserError(f"--step={step}: no such checkpoint; there are {', '.join(map(str, steps))}")
+  step = steps[-1] if step is None else step
+  meta = checkpointer.meta(step)
+  if meta.seal.tokenizer is None and not directory.tokenizer.is_dir():
+    raise UserError(f"{directory.path}: trained on synthetic ids: there is no text to work on")
+  tokenizer = load_tokenizer(directory.tokenizer)
+  found = dataclasses.replace(
+    meta.seal,
+    model=model_fingerprint(config.model),
+    tokenizer=tokenizer.fingerprint(),
+    code=lineage.code_fingerprint(),
+  )
+  where = f"{directory.checkpoints}/{step}"
+  for warning in lineage.check(meta.seal, found, where, ("model", "tokenizer")):
+    print(f"warning: {warning}", file=sys.stderr)
+  devices = jax.devices() if all_devices else jax.devices()[:1]
+  mesh = MeshConfig()
+  sizes = mesh.sizes(len(devices))
+  try:
+    config.model.validate_mesh("config.model", sizes)
+  except UserError:
+    devices = devices[:1]
+  layout = make_layout(mesh, devices)
+  with layout.activate():
+    model = config.model.build()
+  target = layout.eval_shape(model.init, jax.random.key(0))
+  params = checkpointer.restore_params(step, target)
+  checkpointer.close()
+  return Run(config, step, model, params, tokenizer, layout, meta)

@@ -1,0 +1,40 @@
+"""Train a model, or continue where a run stands.
+
+usage: python -m jaxlm.train --config=FILE --workdir=DIR [--config.key=value …]
+
+Started again with the same workdir, a run resumes from its last checkpoint: same rows, same random
+numbers, bit for bit on the same devices. A SIGTERM saves and exits with status 75.
+
+examples:
+  python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
+  python -m jaxlm.train --config=configs/tiny.py --workdir=runs/hot --config.optim.peak_lr=1e-2
+  python -m jaxlm.train --config=runs/tiny/config.json --workdir=runs/tiny   # resume
+"""
+
+from jaxlm import cli
+
+CONFIG = cli.define_config(example="configs/tiny.py")
+WORKDIR = cli.define_string("workdir", None, "directory of the run", required=True)
+ACCEPT_CHANGES = cli.define_bool(
+  "accept_changes", False, "resume although the config differs from the one the run began with"
+)
+STOP_AT = cli.define_integer(
+  "stop_at", None, "save and stop after so many steps in all, with status 75", lower_bound=1
+)
+
+
+def main() -> int:
+  from jaxlm import run
+
+  finished = run.train(
+    CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value, stop_at=STOP_AT.value
+  )
+  if not finished:
+    print(f"stopped and saved; run the same command again to go on ({WORKDIR.value})")
+    return cli.PREEMPTED
+  print(f"done; next: python -m jaxlm.evaluate --workdir={WORKDIR.value}")
+  return cli.OK
+
+
+if __name__ == "__main__":
+  cli.run(main, doc=__doc__)

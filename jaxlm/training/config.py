@@ -1,0 +1,79 @@
+"""Settings of training: objective, checkpoints, evaluation (plain data: imports no jax)."""
+
+import dataclasses
+
+from jaxlm.errors import UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class ObjectiveConfig:
+  """Next-token cross-entropy.
+
+  Attributes:
+    z_loss: weight of the mean of log(Z)^2 (PaLM, arXiv:2204.02311, uses 1e-4).
+    label_smoothing: the share of each target spread evenly over the vocabulary.
+  """
+
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+
+  def validate(self, path: str) -> None:
+    """Raises UserError for values out of range."""
+    if self.z_loss < 0:
+      raise UserError(f"{path}.z_loss={self.z_loss}: must not be negative")
+    if not 0 <= self.label_smoothing < 1:
+      raise UserError(
+        f"{path}.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1"
+      )
+
+
+@dataclasses.dataclass(kw_only=True)
+class CheckpointConfig:
+  """When to save, and what to keep.
+
+  Attributes:
+    every_steps: a checkpoint each so many steps, and one at the end. 0: only at the end.
+    keep_last: the newest so many are kept.
+    keep_every: those whose step is a multiple are kept for good. 0: none.
+  """
+
+  every_steps: int = 1000
+  keep_last: int = 2
+  keep_every: int = 0
+
+  def validate(self, path: str) -> None:
+    """Raises UserError for values out of range."""
+    if self.every_steps < 0:
+      raise UserError(f"{path}.every_steps={self.every_steps}: must not be negative")
+    if self.keep_last < 1:
+      raise UserError(f"{path}.keep_last={self.keep_last}: must be at least 1")
+    if self.keep_every < 0:
+      raise UserError(f"{path}.keep_every={self.keep_every}: must not be negative")
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvalConfig:
+  """Loss on held-out text.
+
+  Attributes:
+    path: the dataset whose held-out split is scored; None: that of the first token-shard source.
+    split: the split's name.
+    every_steps: during training, each so many steps. 0: only after it, by `jaxlm evaluate`.
+    batch_size: sequences a batch; None: the run's global batch size.
+    max_rows: score only the first so many rows; None: all.
+  """
+
+  path: str | None = None
+  split: str = "heldout"
+  every_steps: int = 0
+  batch_size: int | None = None
+  max_rows: int | None = None
+
+  def validate(self, path: str) -> None:
+    """Raises UserError for values out of range."""
+    if self.every_steps < 0:
+      raise UserError(f"{path}.every_steps={self.every_steps}: must not be negative")
+    for name in ("batch_size", "max_rows"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f"{path}.{name}={value}: must be at least 1")

@@ -1,0 +1,41 @@
+"""The training state: one pytree, made sharded."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.models.base import ModelDef, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: int32 (), updates made so far. Data position and random keys are functions of it.
+    params: nested dict of arrays.
+    opt_state: the optimizer's.
+  """
+
+  step: jax.Array
+  params: Params
+  opt_state: optax.OptState
+
+
+def make_init(model: ModelDef, tx: optax.GradientTransformation) -> Any:
+  """A function key -> TrainState. Jit it under the layout: nothing is made on one device alone.
+
+  Its jax.eval_shape gives shapes, dtypes and shardings: the target of a checkpoint's restore.
+  """
+
+  def init(key: jax.Array) -> TrainState:
+    params = model.init(key)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params)
+    )
+
+  return init

@@ -1,0 +1,114 @@
+"""The one jitted train step, and the evaluation step beside it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm import sharding, tree
+from jaxlm.batch import Batch
+from jaxlm.models.base import ModelDef, Params
+from jaxlm.objectives import LossSum
+from jaxlm.training.state import TrainState
+
+# loss_fn(logits, batch) -> LossSum
+LossFn = Callable[[jax.Array, Batch], LossSum]
+
+
+def make_loss(model: ModelDef, loss_fn: LossFn) -> Callable[..., LossSum]:
+  """loss(params, batch, dropout_key) -> LossSum."""
+
+  def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> LossSum:
+    logits, _ = model.bind(params)(
+      batch.inputs,
+      segment_ids_BT=batch.segment_ids,
+      positions_BT=batch.positions,
+      dropout_key=dropout_key,
+    )
+    return loss_fn(logits, batch)
+
+  return loss
+
+
+def make_train_step(
+  model: ModelDef,
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  *,
+  num_microbatches: int = 1,
+  dropout_seed: int | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """step(state, batch) -> (state, metrics). Jit it with the state donated.
+
+  Args:
+    model, loss_fn, tx: what is trained, on what, how.
+    num_microbatches: the batch is run in so many parts, one after another, their gradients added
+      up (sums over targets, divided once at the end: a mean of means would be wrong).
+    dropout_seed: None without dropout. The step's key is a function of it and of the step.
+
+  Returns:
+    The step. Its metrics are float32 scalars: loss (nats a target), objective (with z-loss and
+    smoothing), weight (targets), grad_norm (before clipping), param_norm, update_norm.
+  """
+  loss = make_loss(model, loss_fn)
+
+  def grads_of(params: Params, batch: Batch, key: jax.Array | None) -> tuple[LossSum, Params]:
+    def total(params: Params) -> tuple[jax.Array, LossSum]:
+      sums = loss(params, batch, key)
+      return sums.total, sums
+
+    (_, sums), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return sums, grads
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    key = None
+    if dropout_seed is not None:
+      key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+    if num_microbatches == 1:
+      sums, grads = grads_of(state.params, batch, key)
+    else:
+      parts = jax.tree.map(lambda x: _split_rows(x, num_microbatches), batch)
+
+      def add(carry: Any, part_and_index: Any) -> tuple[Any, None]:
+        part, index = part_and_index
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        return jax.tree.map(jnp.add, carry, grads_of(state.params, part, part_key)), None
+
+      zero = jnp.zeros((), jnp.float32)
+      start = (LossSum(zero, zero, zero), jax.tree.map(jnp.zeros_like, state.params))
+      (sums, grads), _ = jax.lax.scan(add, start, (parts, jnp.arange(num_microbatches)))
+    weight = jnp.maximum(sums.weight, 1.0)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+
+    # Optax knows nothing of meshes: inside, the compiler chooses the layouts; outside, updates
+    # and state keep theirs, so that the step compiles once.
+    update = sharding.auto(tx.update, (grads, state.opt_state))
+    updates, opt_state = update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      "loss": sums.nll / weight,
+      "objective": sums.total / weight,
+      "weight": sums.weight,
+      "grad_norm": tree.global_norm(grads),
+      "param_norm": tree.global_norm(params),
+      "update_norm": tree.global_norm(updates),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return train_step
+
+
+def make_eval_step(model: ModelDef, loss_fn: LossFn) -> Callable[[Params, Batch], LossSum]:
+  """step(params, batch) -> LossSum, without dropout."""
+  loss = make_loss(model, loss_fn)
+  return lambda params, batch: loss(params, batch)
+
+
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+  """(B, T) -> (parts, B / parts, T): part i takes rows i, i + parts, …, so that each device's
+  rows stay where they are."""
+  axes = ("act_batch", None, "act_seq")
+  split = sharding.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), *axes)
+  return split.swapaxes(0, 1)

@@ -1,0 +1,18 @@
+"""Eight fake devices on the CPU, strict shapes, and compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+_CACHE = Path(os.environ.get("JAXLM_TEST_CACHE", Path(__file__).parent.parent / ".pytest_cache/jax"))
+# Commands that tests start inherit these.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+from flax import nnx
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+nnx.set_graph_mode(False)
+nnx.set_graph_updates(False)
