@@ -1,7 +1,7 @@
 """A 7 M-parameter decoder on the text that every Python installation holds.
 
-    python -m jaxlm.prepare --config=configs/data/stdlib.py
-    python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
+python -m jaxlm.prepare --config=configs/data/stdlib.py
+python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
 from jaxlm.config import RunConfig

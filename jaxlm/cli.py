@@ -100,7 +100,7 @@ def define_list(name: str, default: Sequence[str], help: str) -> Any:
 def define_config(
   default: str | None = None,
   *,
-  example: str = "configs/debug.py",
+  example: str = "configs/tiny.py",
   expected: Callable[[], type] | None = None,
 ) -> ConfigFlag:
   """Defines `--config=FILE` and its typed overrides `--config.key.key=value`.

@@ -48,7 +48,7 @@ class Seal:
 
 _REMEDY = {
   "model": "the model's shape differs: use the workdir's own config.json, or another --workdir",
-  "tokenizer": "the tokenizer is another one: use the dataset and tokenizer that the run began with",
+  "tokenizer": "the tokenizer is another one: use the one that the run began with",
   "data": "the rows already trained on differ (data changed on disk, or its order, mixture or"
   " seq_len): restore the dataset, or start another --workdir",
 }

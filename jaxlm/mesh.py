@@ -1,7 +1,8 @@
 """The device mesh and the one table from logical axes to mesh axes (plain data: imports no jax).
 
 Weights and activations are named by *logical* axes everywhere in jaxlm. Only this table says which
-mesh axis, if any, shards each of them; a new parallel axis is a name in MESH_AXES and a column here.
+mesh axis, if any, shards each of them; a new parallel axis is a name in MESH_AXES and a column in
+the table.
 """
 
 import dataclasses

@@ -41,13 +41,13 @@ def main() -> int:
   config = _CONFIG.value
   console = Console(highlight=False, soft_wrap=True)
   start = time.monotonic()
-  with _Display(console) as display:
+  with Display(console) as display:
     manifest = prepare(config, display)
   _summary(console, config, manifest, None if display.reused else time.monotonic() - start)
   return cli.OK
 
 
-class _Display:
+class Display:
   """Messages as lines; on a terminal also one moving line for the stage at work."""
 
   def __init__(self, console: "Console"):
@@ -55,7 +55,7 @@ class _Display:
     self._status = console.status("") if sys.stdout.isatty() else None
     self.reused = False
 
-  def __enter__(self) -> "_Display":
+  def __enter__(self) -> "Display":
     if self._status is not None:
       self._status.start()
     return self
@@ -74,9 +74,8 @@ class _Display:
       self._status.update(f"{progress.stage}{amount and amount + ' MB'} …")
 
 
-def _summary(
-  console: "Console", config: "PrepareConfig", manifest: "Manifest", seconds: float | None
-) -> None:
+def print_splits(console: "Console", manifest: "Manifest") -> None:
+  """A dataset's splits as a table: documents, bytes, tokens, and what compressors reach."""
   from rich.table import Table
 
   table = Table(box=None, pad_edge=False, header_style="bold")
@@ -94,6 +93,12 @@ def _summary(
       *(f"{8 * size / part.bytes:.3f}" for size in part.baselines.values()),
     )
   console.print(table)
+
+
+def _summary(
+  console: "Console", config: "PrepareConfig", manifest: "Manifest", seconds: float | None
+) -> None:
+  print_splits(console, manifest)
   console.print(
     "gzip and xz: bits per byte of the held-out documents, each compressed on its own; the bar"
     " for a model trained on this",

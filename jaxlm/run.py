@@ -102,6 +102,7 @@ def train(
   *,
   accept_changes: bool = False,
   stop_at: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> bool:
   """Trains a run to its end, from where it stands.
 
@@ -110,6 +111,7 @@ def train(
     workdir: made if missing; if a run is there, it is continued.
     accept_changes: go on although the config differs from the one the run began with.
     stop_at: save and stop after so many updates in all, as if preempted.
+    devices: train on these; None: on all.
 
   Returns:
     True if the run is finished, False if it was stopped and can be continued.
@@ -123,10 +125,13 @@ def train(
   pipeline = build_pipeline(config.data)
   config = resolve(config, pipeline)
   config.validate()
-  config.validate_devices(jax.device_count())
+  devices = list(devices or jax.devices())
+  config.validate_devices(len(devices))
+  _check_tokenizers(config, pipeline)
   with directory.lock():
     _check_config(config, directory, accept_changes=accept_changes)
-    with make_layout(config.mesh).activate() as layout:
+    _check_copy(directory, pipeline)
+    with make_layout(config.mesh, devices).activate() as layout:
       return _Training(config, directory, pipeline, layout).run(
         stop_at=stop_at, accept_changes=accept_changes
       )
@@ -141,6 +146,51 @@ def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool
       f"--workdir={directory.path}: its run began with another config ({'; '.join(changes[:4])}"
       f"{f'; {len(changes) - 4} more' if len(changes) > 4 else ''}): choose another --workdir, or "
       "add --accept_changes to go on with the new one"
+    )
+
+
+def _check_tokenizers(config: RunConfig, pipeline: Pipeline) -> None:
+  """Refuses at the start what would otherwise end the run at its first evaluation."""
+  for source in config.data.sources:
+    if isinstance(source, TokenShardsConfig):
+      _check_tokenizer(
+        Path(source.path) / "tokenizer",
+        pipeline.tokenizer_sha256,
+        "restore it, or make the dataset again with `python -m jaxlm.prepare`",
+      )
+  path = config.heldout_path()
+  if path is None or not config.eval.every_steps:
+    return
+  if not any(isinstance(source, TokenShardsConfig) for source in config.data.sources):
+    raise UserError(
+      f"config.eval.path={path}: the training data carries no tokenizer to score text with; set "
+      "config.eval.every_steps=0"
+    )
+  manifest = Manifest.load(path)
+  manifest.verify_split(path, config.eval.split, full=False)
+  if manifest.tokenizer_sha256 != pipeline.tokenizer_sha256:
+    raise UserError(
+      f"config.eval.path={path}: made with another tokenizer than the training data: prepare it "
+      "with that one"
+    )
+
+
+def _check_copy(directory: Workdir, pipeline: Pipeline) -> None:
+  if directory.tokenizer.is_dir():
+    _check_tokenizer(
+      directory.tokenizer,
+      pipeline.tokenizer_sha256,
+      "train on the dataset that the run began with; if this copy was edited, delete it and start "
+      "again: it is copied from the dataset",
+    )
+
+
+def _check_tokenizer(directory: Path, sha256: str | None, remedy: str) -> None:
+  found = load_tokenizer(directory).fingerprint()
+  if found != sha256:
+    raise UserError(
+      f"{directory}: tokenizer {found[:12]}, but the data was made with "
+      f"{'none' if sha256 is None else sha256[:12]}: {remedy}"
     )
 
 
@@ -195,22 +245,20 @@ class _Training:
       return True
     batch, seq_len = config.global_batch_size, config.data.seq_len
     model: Any = config.model
-    device = jax.devices()[0]
+    device, num_devices = self.layout.mesh.devices.flat[0], self.layout.mesh.size
     peak = peak_flops(device.device_kind)
     tracker = config.tracking.build(directory.path, start_step + 1) if self.is_main else NoTracker()
     tracker.log_config(configlib.to_dict(config))
     print(
       f"{'resuming' if start_step else 'training'} {directory.path}: "
-      f"{short(tree.count(state.params))} parameters, {jax.device_count()} × {device.device_kind}, "
+      f"{short(tree.count(state.params))} parameters, {num_devices} × {device.device_kind}, "
       f"{short(batch * seq_len)} tokens a step, steps {start_step}–{config.num_steps}",
       file=sys.stderr,
       flush=True,
     )
     with (
       Progress(config.num_steps, start_step, batch * seq_len) as progress,
-      self.pipeline.iterator(
-        batch, start_row, jax.process_index(), jax.process_count()
-      ) as batches,
+      self.pipeline.iterator(batch, start_row, jax.process_index(), jax.process_count()) as batches,
       Preemption(self.checkpointer.reached_preemption) as preemption,
     ):
       monitor = Monitor(
@@ -219,10 +267,11 @@ class _Training:
         learning_rate=config.optim.learning_rate(config.num_steps),
         tokens_per_step=batch * seq_len,
         flops_per_token=model.flops_per_token(seq_len),
-        peak_flops=None if peak is None else peak * jax.device_count(),
+        peak_flops=None if peak is None else peak * num_devices,
         uniform_loss=math.log(model.vocab_size),
         log_every=config.log_every,
         first_step=start_step + 1,
+        start_tokens=start_row * seq_len,
       )
       step_fn = jax.jit(
         make_train_step(
@@ -355,16 +404,12 @@ class Run:
     eos = self.tokenizer.eos_id
     ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
     with self.layout.activate():
-      generator = Generator(
-        self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len
-      )
+      generator = Generator(self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len)
       new = generator(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     return [self.tokenizer.decode(tokens) for tokens in new]
 
 
-def open_run(
-  workdir: str | Path, *, step: int | None = None, all_devices: bool = False
-) -> Run:
+def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool = False) -> Run:
   """Opens a run's checkpoint, checking its seal.
 
   Args:

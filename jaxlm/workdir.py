@@ -1,10 +1,10 @@
 """A run's directory.
 
-    config.json    the resolved config; every other command reads this, never a Python file
-    tokenizer/     a copy of the tokenizer, so that the run can be used without its dataset
-    checkpoints/   see checkpoint
-    metrics.jsonl  one line of numbers a step: the source of truth
-    tensorboard/   the same for TensorBoard
+config.json    the resolved config; every other command reads this, never a Python file
+tokenizer/     a copy of the tokenizer, so that the run can be used without its dataset
+checkpoints/   see checkpoint
+metrics.jsonl  one line of numbers a step: the source of truth
+tensorboard/   the same for TensorBoard
 """
 
 import fcntl

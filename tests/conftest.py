@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-_CACHE = Path(os.environ.get("JAXLM_TEST_CACHE", Path(__file__).parent.parent / ".pytest_cache/jax"))
-# Commands that tests start inherit these.
+# Commands that tests start inherit these, so they are set before jax is imported.
+_CACHE = Path(__file__).parent.parent / ".pytest_cache/jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 from flax import nnx

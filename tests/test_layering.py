@@ -29,7 +29,7 @@ LAYERS = (
   {"workdir", "checkpoint", "lineage", "metrics", "tracking", "inference", "interop"},
   {"training", "evals"},
   {"config", "plan"},
-  {"run", "report"},  # what mains share: the parts put together
+  {"run", "report", "sizing"},  # what mains share: the parts put together
   {"cli", "configflag"},
 )
 MAINS = len(LAYERS) - 1

@@ -36,7 +36,6 @@ class Generator:
     self._decode = jax.jit(
       functools.partial(_decode, model),
       static_argnames=("num_tokens", "sampling", "eos_id"),
-      donate_argnames=("cache",),
     )
 
   def __call__(

@@ -155,9 +155,9 @@ class Decoder(nnx.Module):
     x_BTD = self.embed(inputs_BT)
     if config.positions is Positions.LEARNED:
       x_BTD += self.position_embed(positions_BT)
-    drop = config.dropout > 0 and dropout_key is not None
-    keys = jax.random.split(dropout_key, config.num_layers + 1) if drop else None
-    if keys is not None:
+    keys = None
+    if config.dropout > 0 and dropout_key is not None:
+      keys = jax.random.split(dropout_key, config.num_layers + 1)
       x_BTD = _drop(x_BTD, config.dropout, keys[-1])
 
     def apply(block: Any, x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
@@ -171,9 +171,7 @@ class Decoder(nnx.Module):
     x_BTD = self.final_norm(x_BTD)
     logits_BTV = (self.embed if config.tie_embeddings else self.unembed).logits(x_BTD)
     if config.padded_vocab_size != config.vocab_size:
-      exists_V = constrain(
-        jnp.arange(config.padded_vocab_size) < config.vocab_size, "act_vocab"
-      )
+      exists_V = constrain(jnp.arange(config.padded_vocab_size) < config.vocab_size, "act_vocab")
       logits_BTV = jnp.where(exists_V[None, None], logits_BTV, NO_SUCH_ID)
     return logits_BTV, None if cache is None else Cache(*kv_L)
 

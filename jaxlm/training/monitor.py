@@ -24,6 +24,7 @@ class Monitor:
     uniform_loss: ln(vocabulary): what an untrained model should show at its first step.
     log_every: steps between records.
     first_step: the first step that will be seen, from 1.
+    start_tokens: targets of the steps before it (of other batch sizes perhaps).
   """
 
   def __init__(
@@ -38,13 +39,14 @@ class Monitor:
     uniform_loss: float,
     log_every: int,
     first_step: int,
+    start_tokens: int = 0,
   ):
     self.tracker, self.progress = tracker, progress
     self._learning_rate = learning_rate
     self._tokens_per_step = tokens_per_step
     self._flops_per_token, self._peak = flops_per_token, peak_flops
     self._uniform_loss, self._log_every = uniform_loss, log_every
-    self._first_step = first_step
+    self._first_step, self._start_tokens = first_step, start_tokens
     self._throughput = Throughput()
 
   def on_step(self, step: int, metrics: dict[str, float], data_seconds: float) -> None:
@@ -61,11 +63,12 @@ class Monitor:
     self.progress.update(step, metrics["loss"], rate)
     if step % self._log_every and step != self._first_step:
       return
+    steps = step - self._first_step + 1
     values = {
       **metrics,
       "perplexity": math.exp(min(metrics["loss"], 700.0)),
       "learning_rate": float(self._learning_rate(step - 1)),
-      "tokens": float(step * self._tokens_per_step),
+      "tokens": float(self._start_tokens + steps * self._tokens_per_step),
       "data_seconds": data_seconds,
       **speed,
       **device_memory(),

@@ -34,8 +34,6 @@ def make_init(model: ModelDef, tx: optax.GradientTransformation) -> Any:
 
   def init(key: jax.Array) -> TrainState:
     params = model.init(key)
-    return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params)
-    )
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
   return init
