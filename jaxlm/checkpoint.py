@@ -9,7 +9,9 @@ removed at the next start.
 """
 
 import dataclasses
+import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,7 @@ class Checkpointer:
       target: a state of jax.ShapeDtypeStruct with shardings (jax.eval_shape of the init function).
     """
     where = f"{self.directory}/{step}"
+    _ignore_late_reads()
     try:
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_plain(target)))
@@ -153,6 +156,7 @@ class Checkpointer:
   def restore_params(self, step: int, target: Any) -> Any:
     """The parameters alone, laid out as the tree `target`: the optimizer's state is not read."""
     where = f"{self.directory}/{step}"
+    _ignore_late_reads()
     try:
       # PLACEHOLDER would need the names of the optimizer's leaves; a partial restore does not.
       checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -180,6 +184,23 @@ class Checkpointer:
 def _plain(state: Any) -> dict[str, Any]:
   """A dataclass of arrays as a dict, so that the format on disk is nobody's class."""
   return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+@functools.cache
+def _ignore_late_reads() -> None:
+  """Keeps a failed restore to one line.
+
+  When one array can't be read, Orbax closes its event loop while TensorStore still reads the
+  others; each of these then reports from a thread of its own, where nothing can catch it.
+  """
+  previous = sys.unraisablehook
+  late = ("Event loop is closed", "Encountered error while reading array index")
+
+  def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+    if not str(unraisable.exc_value).startswith(late):
+      previous(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

@@ -77,6 +77,7 @@ def _prepare(workdir: Path, data: Path) -> "Manifest":
 
   from jaxlm import prepare, sizing
   from jaxlm.data.prep import build
+  from jaxlm.workdir import Workdir
 
   if DEMO.value:
     source: CorpusConfig = sizing.demo_source()
@@ -84,6 +85,9 @@ def _prepare(workdir: Path, data: Path) -> "Manifest":
   else:
     source, text_bytes = _check_text(workdir, data)
   name = "demo" if DEMO.value else Path(TEXT.value).resolve().name
+  with Workdir(workdir).lock():
+    pass  # what stands in the way of the run is said before the dataset is made
+  _check_run(workdir, data)
   config = sizing.prepare_config(source, text_bytes, name=name or "text", output=str(data))
   console = Console(highlight=False, soft_wrap=True)
   try:
@@ -165,6 +169,22 @@ def _in_own_flags(error: UserError, workdir: Path, data: Path) -> UserError:
 # ---- the run ----------------------------------------------------------------------------------
 
 
+def _check_run(workdir: Path, data: Path) -> None:
+  """Raises UserError if the run that is there is not one of this command on this dataset."""
+  from jaxlm import configlib
+  from jaxlm.workdir import Workdir
+
+  directory = Workdir(workdir)
+  if not directory.exists():
+    return
+  path = configlib.load_json(directory.config).heldout_path()
+  if path is None or Path(path).resolve() != data.resolve():
+    raise UserError(
+      f"--workdir={workdir}: holds a run on other data ({path}, not {data}); choose another"
+      " --workdir"
+    )
+
+
 def _choose(workdir: Path, data: Path, manifest: "Manifest") -> "RunConfig":
   """The config of the run that is there, or a new one; says what and why."""
   from jaxlm import configlib, sizing
@@ -214,7 +234,8 @@ def _show(workdir: Path) -> None:
     seed=SEED.value,
   )
   print(f"a sample{f' after {prompt!r}' if prompt else ''}:\n")
-  print("\n".join(f"  {line}" for line in (prompt + sample).splitlines()))
+  lines = (prompt + sample).splitlines() if sample.strip() else ["(an empty document)"]
+  print("\n".join(f"  {line}" for line in lines))
   print("\nnext:")
   for command in _next(workdir, opened.config):
     print(f"  {command}")

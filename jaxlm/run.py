@@ -46,6 +46,14 @@ def setup_jax() -> None:
   # Modules are plain pytrees: no shared references, so none are looked for.
   nnx.set_graph_mode(False)
   nnx.set_graph_updates(False)
+  if jax.config.values["jax_compilation_cache_dir"] is None:
+    # Programs are kept from run to run. Whoever can write there can run code as this user.
+    cache = Path.home() / ".cache" / "jaxlm" / "compiled"
+    try:
+      cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+      return  # no writable home: every run compiles anew
+    jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def make_loss_fn(config: RunConfig) -> LossFn:
@@ -140,7 +148,13 @@ def train(
 def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool) -> None:
   if not directory.exists():
     return
-  changes = configlib.load_json(directory.config).changes(config)
+  began: RunConfig = configlib.load_json(directory.config)
+  if type(began.optim) is not type(config.optim):
+    raise UserError(
+      f"--workdir={directory.path}: config.optim is {type(config.optim).__name__}, the run's "
+      f"checkpoints hold the state of {type(began.optim).__name__}: choose another --workdir"
+    )
+  changes = began.changes(config)
   if changes and not accept_changes:
     raise UserError(
       f"--workdir={directory.path}: its run began with another config ({'; '.join(changes[:4])}"
@@ -242,6 +256,7 @@ class _Training:
       self._copy_tokenizer()
     if start_step >= config.num_steps:
       print(f"{directory.path}: already trained to step {start_step}; nothing to do")
+      self.checkpointer.close()
       return True
     batch, seq_len = config.global_batch_size, config.data.seq_len
     model: Any = config.model

@@ -192,6 +192,21 @@ def like(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
 
 
+def settle(tree: Any) -> Any:
+  """The tree with every array laid out on the mesh, constants too (replicated).
+
+  A constant's type names no mesh until a step returns it: the second step would compile again.
+  """
+  if _active.get() is None:
+    return tree
+
+  def put(x: jax.Array) -> jax.Array:
+    known = jax.typeof(x).sharding
+    return x if not known.mesh.empty else jax.sharding.reshard(x, P(*(None,) * x.ndim))
+
+  return jax.tree.map(put, tree)
+
+
 def auto(f: Callable[..., Any], out: Any) -> Callable[..., Any]:
   """f with the compiler choosing the layouts inside, and results laid out like the tree `out`.
 

@@ -34,7 +34,7 @@ MAX_TEXT_BYTES = 128_000_000  # prepared at about 3 MB/s on two cores: less than
 # arXiv:2305.16264).
 MAX_EPOCHS = 4
 MIN_STEPS = 40
-GOOD_STEPS = 400  # where there is enough text for larger batches, they are made of it
+GOOD_STEPS = 250  # where there is enough text for larger batches, they are made of it
 MAX_STEP_TOKENS = 1 << 16
 MAX_SEQ_LEN = 256
 
@@ -182,7 +182,7 @@ def run_config(budget: Budget, *, path: str, vocab_size: int, seed: int = 0) -> 
 
 def demo_config(path: str, *, seed: int = 0) -> RunConfig:
   """The demo's run, that of configs/tiny.py on another path (a test holds them together)."""
-  return _config(model(256, 6, 0), path, 256, 8, 400, seed)
+  return _config(model(256, 6, 0), path, 256, 8, 250, seed)
 
 
 def demo_source() -> StdlibSourceConfig:
@@ -223,7 +223,7 @@ def explain(config: RunConfig, budget: Budget, vocab_size: int) -> list[str]:
     f"text: {budget.tokens:,} tokens to train on, vocabulary {vocab_size:,}; the machine does"
     f" {budget.machine.flops / 1e9:,.0f} GFLOP/s in matrix products",
     f"model: {known.num_params() / 1e6:.2f} M parameters ({chosen.num_layers} layers,"
-    f" {chosen.embed_dim} wide): {block_params(known) / budget.tokens:.2g} a token of text without"
+    f" {chosen.embed_dim} wide): {block_params(known) / budget.tokens:.1f} a token of text without"
     f" the tables, {known.flops_per_token(seq_len) / 1e6:.1f} MFLOP a token seen",
     f"run: {steps} steps of {batch} × {seq_len} tokens, {epochs:.2g} passes over the text, about"
     f" {_time(seconds)} (on an idle machine)",

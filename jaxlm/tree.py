@@ -33,11 +33,6 @@ def count(tree: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def num_bytes(tree: Any) -> int:
-  """The bytes of a tree of arrays or shapes."""
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def global_norm(tree: Any) -> jax.Array:
   """float32 (), the 2-norm over all leaves."""
   squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm import sharding
 from jaxlm.models.base import ModelDef, Params
 
 
@@ -34,6 +35,7 @@ def make_init(model: ModelDef, tx: optax.GradientTransformation) -> Any:
 
   def init(key: jax.Array) -> TrainState:
     params = model.init(key)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+    opt_state = sharding.settle(tx.init(params))
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
 
   return init

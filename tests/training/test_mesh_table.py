@@ -149,14 +149,15 @@ def test_comparison_finds_a_lost_sum(one_device):
   layout = on_mesh(MeshConfig(data=2, fsdp=1))
   model = CONFIG.build()
   params = jax.jit(model.init)(jax.random.key(0))
-  batch = Batch(**make_arrays())
+  rows = jax.sharding.NamedSharding(layout.mesh, jax.P("data", None))
+  batch = Batch(**jax.device_put(make_arrays(), rows))
   step = make_eval_step(model, LOSS)
 
   def loss(share):
     by_hand = jax.shard_map(
       lambda params, batch: share(step(params, batch)),
       mesh=layout.mesh,
-      in_specs=(jax.P(), jax.P("data")),
+      in_specs=(jax.P(), jax.P("data", None)),
       out_specs=jax.P(),
       check_vma=False,
     )
