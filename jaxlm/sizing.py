@@ -38,14 +38,14 @@ GOOD_STEPS = 250  # where there is enough text for larger batches, they are made
 MAX_STEP_TOKENS = 1 << 16
 MAX_SEQ_LEN = 256
 
-# A training step of a wide model against a large matrix product, and what any step costs beside its
-# FLOPs. On two cores with R = 218 GFLOP/s: 34 GFLOP/s at D = 64, 60 at 128, 72 to 90 at 256.
+# A training step of a wide model against a large matrix product, the width at which half of that is
+# reached, and what any step costs beside its FLOPs. Set by hand after a few steps on two cores.
 EFFICIENCY = 0.6
 CPU_HALF_WIDTH, ACCELERATOR_HALF_WIDTH = 128, 2048
 STEP_SECONDS = 0.005
 
 # Parameters of the blocks, at most, for each token of text and for each token seen. Set by hand
-# around the demo, which has 4.8 M for about 4.4 M tokens of text, of which 0.8 M are seen: a larger
+# around the demo, which has 4.8 M for about 4.4 M tokens of text, of which 0.5 M are seen: a larger
 # model learns its text by heart, or costs more time than it gains.
 PARAMS_PER_TEXT_TOKEN = 2.0
 PARAMS_PER_SEEN_TOKEN = 8.0
