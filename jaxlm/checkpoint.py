@@ -1,13 +1,17 @@
 """Checkpoints over Orbax: the state, and beside it what is needed to trust and continue it.
 
     DIR/<step>/state    arrays, in Orbax's format; any mesh may read what another wrote
-    DIR/<step>/meta     JSON: format, step, next_row, seed, seal (see lineage)
+    DIR/<step>/meta     JSON: format, step, next_row, seed, seal (see lineage), digests
+
+Orbax notices a file that is missing or cut short, but mostly not a changed bit. So the meta holds a
+digest of each array's bits, made on the devices at saving and compared at restoring.
 
 Saving is asynchronous: the arrays are copied to the host, and written while training goes on. A
 checkpoint appears under its name only once it is whole; what an interrupted save leaves behind is
 removed at the next start.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -15,10 +19,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 from jaxlm.errors import UserError
 from jaxlm.lineage import Seal
+from jaxlm.tree import path_str
 
 FORMAT = 1
 
@@ -92,13 +100,12 @@ class Checkpointer:
     """
     if meta.step in self.steps():
       return
-    values = dataclasses.asdict(meta) | {"format": FORMAT}
+    plain = _plain(state)
+    values = dataclasses.asdict(meta) | {"format": FORMAT, "digests": digests(plain)}
     try:
       self._manager.save(
         meta.step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_plain(state)), meta=ocp.args.JsonSave(values)
-        ),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(plain), meta=ocp.args.JsonSave(values)),
         force=True,
       )
     except (OSError, ValueError) as error:
@@ -122,8 +129,7 @@ class Checkpointer:
     """What the checkpoint of a step says of itself. Raises UserError when it can't be read."""
     where = f"{self.directory}/{step}"
     try:
-      values = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-      values = dict(values["meta"])
+      values = self._read_meta(step)
       if values["format"] != FORMAT:
         raise UserError(
           f"{where}: checkpoint format {values['format']}, this jaxlm reads {FORMAT}: use the jaxlm"
@@ -135,6 +141,10 @@ class Checkpointer:
       raise
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise _unreadable(where, error) from error
+
+  def _read_meta(self, step: int) -> dict[str, Any]:
+    values = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return dict(values["meta"])
 
   def restore(self, step: int, target: Any) -> Any:
     """The state of a step, laid out as `target`, on whatever mesh the target names.
@@ -151,6 +161,7 @@ class Checkpointer:
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise _unreadable(where, error) from error
+    self._verify(step, restored["state"])
     return type(target)(**restored["state"])
 
   def restore_params(self, step: int, target: Any) -> Any:
@@ -170,7 +181,16 @@ class Checkpointer:
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise _unreadable(where, error) from error
+    self._verify(step, {"params": restored["params"]})
     return restored["params"]
+
+  def _verify(self, step: int, tree: dict[str, Any]) -> None:
+    """Raises UserError if an array's bits are not those that were saved."""
+    where = f"{self.directory}/{step}"
+    saved = self._read_meta(step)["digests"]
+    wrong = [name for name, digest in digests(tree).items() if saved.get(name) != digest]
+    if wrong:
+      raise _unreadable(where, ValueError(f"{wrong[0]} holds other bits than were saved"))
 
   def reached_preemption(self, step: int) -> bool:
     """Whether any host was told to stop, agreed on by all of them (see jax.distributed)."""
@@ -179,6 +199,38 @@ class Checkpointer:
   def close(self) -> None:
     """Waits for running saves and stops the threads."""
     self._manager.close()
+
+
+def digests(tree: Any) -> dict[str, int]:
+  """A 32-bit digest of each array of a tree, by path: the same on every mesh.
+
+  The sum, modulo 2^32, of each element's bits times an odd number made from its place. Integer sums
+  don't depend on their order, so no array is gathered; and an odd factor hides no single flipped bit.
+  """
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  sharding = getattr(leaves[0][1], "sharding", None)
+  mesh: Any = contextlib.nullcontext()
+  if isinstance(sharding, NamedSharding):
+    mesh = jax.set_mesh(sharding.mesh)
+  with mesh:
+    values = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
+  return {path_str(path): int(v) for (path, _), v in zip(leaves, values, strict=True)}
+
+
+@jax.jit
+def _digest_all(leaves: list[jax.Array]) -> list[jax.Array]:
+  return [_digest(x) for x in leaves]
+
+
+def _digest(x: jax.Array) -> jax.Array:
+  unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  place, stride = jnp.zeros((1,) * x.ndim, jnp.uint32), 1
+  for dim in reversed(range(x.ndim)):
+    index = jnp.arange(x.shape[dim], dtype=jnp.uint32) * jnp.uint32(stride % 2**32)
+    place = place + index.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    stride *= x.shape[dim]
+  return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _plain(state: Any) -> dict[str, Any]:

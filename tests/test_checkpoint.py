@@ -1,12 +1,15 @@
 """What is kept, what is read back, and what an interrupted save leaves behind."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxlm.checkpoint import Checkpointer, Meta
+from jaxlm import checkpoint as checkpoint_module
+from jaxlm.checkpoint import Checkpointer, Meta, digests
 from jaxlm.errors import UserError
 from jaxlm.lineage import Seal
 from jaxlm.mesh import MeshConfig
@@ -247,3 +250,42 @@ def test_records():
   assert [values["tokens"] for _, values in rows] == [1010, 1050]
   assert [values["learning_rate"] for _, values in rows] == [0.07, 0.11]
   assert rows[0][1]["perplexity"] == pytest.approx(np.exp(5.0))
+
+
+def test_digests_do_not_depend_on_the_mesh_and_see_every_flipped_bit() -> None:
+  """Fails if a digest gathers wrongly, ignores places, or an even factor hides high bits."""
+  x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+  values = set()
+  for config, count in ((MeshConfig(), 1), (MeshConfig(), 8), (MeshConfig(model=4), 8)):
+    layout = make_layout(config, jax.devices()[:count])
+    values.add(digests({"x": jax.device_put(x, layout.sharding(("embed", "mlp")))})["x"])
+  assert len(values) == 1
+  rng = np.random.default_rng(1)
+  for _ in range(64):
+    flipped = x.copy()
+    flipped.view(np.uint32)[rng.integers(8), rng.integers(16)] ^= np.uint32(1 << rng.integers(32))
+    assert digests({"x": flipped})["x"] not in values
+  assert digests({"x": np.roll(x, 1)})["x"] not in values
+
+
+def test_a_state_that_is_not_what_was_saved_is_refused(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Fails if restoring does not compare digests: Orbax itself lets most flipped bits through."""
+  layout = make_layout(MeshConfig(), jax.devices()[:1])
+  state, target = make_state(layout, 3)
+  real = checkpoint_module.digests
+  monkeypatch.setattr(
+    checkpoint_module,
+    "digests",
+    lambda tree: {name: value ^ 1 for name, value in real(tree).items()},
+  )
+  checkpointer = Checkpointer(tmp_path / "c")
+  checkpointer.save(state, meta(3))
+  checkpointer.wait()
+  monkeypatch.setattr(checkpoint_module, "digests", real)
+  with pytest.raises(UserError, match="other bits than were saved"):
+    checkpointer.restore(3, target)
+  with pytest.raises(UserError, match="other bits than were saved"):
+    checkpointer.restore_params(3, target.params)
+  checkpointer.close()

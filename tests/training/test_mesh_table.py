@@ -119,6 +119,26 @@ def one_device():
   return train(ONE)[0]
 
 
+def test_one_device_takes_the_weighted_mean(one_device):
+  """What all meshes are compared with: the gradient of sum / weight, found without a layout."""
+  arrays = make_arrays()
+  model = CONFIG.build()
+  params = jax.jit(model.init)(jax.random.key(0))
+  loss = make_eval_step(model, LOSS)
+  batch = Batch(**jax.tree.map(jnp.asarray, arrays))
+  weight = arrays["loss_weights"].sum(dtype=np.float64)
+
+  def mean(params):
+    sums = loss(params, batch)
+    return sums.total / weight, sums.nll / weight
+
+  (objective, nll), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+  step = one_device["step0"]
+  expected = {"objective": objective, "loss": nll, "weight": weight}
+  assert differences({k: step["metrics"][k] for k in expected}, expected) == []
+  assert differences(step["grads"], jax.device_get(grads)) == []
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_every_mesh_computes_what_one_device_does(name, one_device):
   """Broken by a lost or doubled sum over a mesh axis, a mask cut wrongly along the sequence, an
