@@ -205,12 +205,12 @@ def digests(tree: Any) -> dict[str, int]:
   """A 32-bit digest of each array of a tree, by path: the same on every mesh.
 
   The sum, modulo 2^32, of each element's bits times an odd number made from its place. Integer sums
-  don't depend on their order, so no array is gathered; and an odd factor hides no single flipped bit.
+  don't depend on their order, so no array is gathered; an odd factor hides no single flipped bit.
   """
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   sharding = getattr(leaves[0][1], "sharding", None)
   mesh: Any = contextlib.nullcontext()
-  if isinstance(sharding, NamedSharding):
+  if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
     mesh = jax.set_mesh(sharding.mesh)
   with mesh:
     values = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
