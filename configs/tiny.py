@@ -29,7 +29,7 @@ def get_config() -> RunConfig:
       schedule=ScheduleConfig(kind=ScheduleKind.LINEAR, warmup_steps=20, final_fraction=0.0),
     ),
     global_batch_size=8,
-    num_steps=250,
-    checkpoint=CheckpointConfig(every_steps=125),
+    num_steps=200,
+    checkpoint=CheckpointConfig(every_steps=100),
     eval=EvalConfig(batch_size=32),
   )

@@ -34,7 +34,7 @@ MAX_TEXT_BYTES = 128_000_000  # prepared at about 3 MB/s on two cores: less than
 # arXiv:2305.16264).
 MAX_EPOCHS = 4
 MIN_STEPS = 40
-GOOD_STEPS = 250  # where there is enough text for larger batches, they are made of it
+GOOD_STEPS = 200  # where there is enough text for larger batches, they are made of it
 MAX_STEP_TOKENS = 1 << 16
 MAX_SEQ_LEN = 256
 
@@ -45,7 +45,7 @@ CPU_HALF_WIDTH, ACCELERATOR_HALF_WIDTH = 128, 2048
 STEP_SECONDS = 0.005
 
 # Parameters of the blocks, at most, for each token of text and for each token seen. Set by hand
-# around the demo, which has 4.8 M for about 4.4 M tokens of text, of which 0.5 M are seen: a larger
+# around the demo, which has 4.8 M for about 4.4 M tokens of text, of which 0.4 M are seen: a larger
 # model learns its text by heart, or costs more time than it gains.
 PARAMS_PER_TEXT_TOKEN = 2.0
 PARAMS_PER_SEEN_TOKEN = 8.0
@@ -182,7 +182,7 @@ def run_config(budget: Budget, *, path: str, vocab_size: int, seed: int = 0) -> 
 
 def demo_config(path: str, *, seed: int = 0) -> RunConfig:
   """The demo's run, that of configs/tiny.py on another path (a test holds them together)."""
-  return _config(model(256, 6, 0), path, 256, 8, 250, seed)
+  return _config(model(256, 6, 0), path, 256, 8, 200, seed)
 
 
 def demo_source() -> StdlibSourceConfig:
