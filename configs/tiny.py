@@ -16,7 +16,7 @@ def get_config() -> RunConfig:
   return RunConfig(
     model=DecoderConfig(
       vocab_size=0,  # the data's
-      num_layers=6,
+      num_layers=4,
       embed_dim=256,
       mlp_dim=704,
       num_heads=4,
@@ -25,11 +25,11 @@ def get_config() -> RunConfig:
     ),
     data=DataConfig(seq_len=256, sources=[TokenShardsConfig(name="stdlib", path="data/stdlib")]),
     optim=MuonConfig(
-      peak_lr=1e-2,
+      peak_lr=5e-3,
       schedule=ScheduleConfig(kind=ScheduleKind.LINEAR, warmup_steps=20, final_fraction=0.0),
     ),
     global_batch_size=8,
-    num_steps=200,
-    checkpoint=CheckpointConfig(every_steps=100),
+    num_steps=240,
+    checkpoint=CheckpointConfig(every_steps=120),
     eval=EvalConfig(batch_size=32),
   )

@@ -85,7 +85,7 @@ def test_the_ladder_climbs():
 def test_the_vocabulary_follows_the_root_of_the_text():
   sizes = [sizing.tokenizer(n) for n in (1_000, 31_999, 32_000, 10**6, 16 * 10**6, 10**9)]
   assert [s.kind is TokenizerKind.BYTE for s in sizes] == [True, True, False, False, False, False]
-  assert [s.vocab_size for s in sizes[2:]] == [512, 1024, 4096, 8192]
+  assert [s.vocab_size for s in sizes[2:]] == [512, 2048, 8192, 8192]
 
 
 @pytest.mark.parametrize("text_bytes", [1_000, 5_000, 100_000, 10**6, 10**8])
