@@ -58,8 +58,8 @@ def tokenizer(text_bytes: int) -> TokenizerTrainConfig:
   """The tokenizer for so much text.
 
   The number of different words grows about as the square root of a text's length (Heaps' law), and
-  the vocabulary with it: the power of two nearest to twice the root, in [512, 8192]; 16 MB give 8192
-  (measured there: 1.93 bits per byte against 1.98 with 4096, docs/LOG.md).
+  the vocabulary with it: the power of two nearest to twice the root, in [512, 8192]; 16 MB give
+  8192 (measured there: 1.93 bits per byte against 1.98 with 4096, docs/LOG.md).
   Below 32 kB most pieces would be seen a few times only: bytes it is.
   """
   if text_bytes < 32_000:
