@@ -18,6 +18,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,6 +150,18 @@ def fail(message: str) -> int:
   """Prints `error: message` in one line on stderr; returns the status of bad input."""
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
   return USER_ERROR
+
+
+def module_command(verb: str) -> str:
+  """How a reader starts a verb with this very interpreter: `.venv/bin/python -m jaxlm.train`."""
+  found = shutil.which("python")
+  if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+    python = "python"
+  else:
+    executable = Path(sys.executable)
+    near = executable.is_relative_to(Path.cwd())
+    python = shlex.quote(str(executable.relative_to(Path.cwd()) if near else executable))
+  return f"{python} -m jaxlm.{verb}"
 
 
 def _before_dashes(arguments: Sequence[str]) -> list[str]:

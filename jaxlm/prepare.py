@@ -109,7 +109,7 @@ def _summary(
   )
   override = shlex.quote(f"--config.data.sources[0].path={config.output}")
   console.print(
-    f"next: python -m jaxlm.train --config=configs/tiny.py {override} --workdir=runs/first",
+    f"next: {cli.module_command('train')} --config=configs/tiny.py {override} --workdir=runs/first",
     markup=False,
   )
 

@@ -246,7 +246,7 @@ def _next(workdir: Path, config: "RunConfig") -> list[str]:
   here = str(workdir)
 
   def command(verb: str, *flags: Any) -> str:
-    return f"python -m jaxlm.{verb} {shlex.join(map(str, flags))}"
+    return f"{cli.module_command(verb)} {shlex.join(map(str, flags))}"
 
   return [
     command("generate", f"--workdir={here}", "--prompt=The ", "--num_samples=3")

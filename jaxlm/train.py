@@ -32,7 +32,7 @@ def main() -> int:
   if not finished:
     print(f"stopped and saved; run the same command again to go on ({WORKDIR.value})")
     return cli.PREEMPTED
-  print(f"done; next: python -m jaxlm.evaluate --workdir={WORKDIR.value}")
+  print(f"done; next: {cli.module_command('evaluate')} --workdir={WORKDIR.value}")
   return cli.OK
 
 

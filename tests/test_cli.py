@@ -321,3 +321,15 @@ def test_a_real_process_is_fast_light_and_the_same_by_both_names(tmp_path):
   assert (plain.returncode, plain.stdout) == (0, "[]\n"), plain.stderr
   wrong, _ = output("-m", "verb_main", "--limt=1")
   assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_printed_commands_name_this_interpreter(
+  monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+  """Without an activated environment, `python` is another interpreter, or none."""
+  monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+  monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/python")
+  monkeypatch.chdir(tmp_path)
+  assert cli.module_command("train") == ".venv/bin/python -m jaxlm.train"
+  monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / ".venv/bin/python"))
+  assert cli.module_command("train") == "python -m jaxlm.train"
