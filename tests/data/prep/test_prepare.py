@@ -330,7 +330,15 @@ def test_main(folder, tmp_path):
   )
   done = _main(*arguments)
   assert done.returncode == 0, done.stderr
-  for word in ("41 files read", "1 duplicates", "bytes/token", "gzip -9", "xz -9", "next: python"):
+  for word in (
+    "41 files read",
+    "1 duplicates",
+    "bytes/token",
+    "gzip -9",
+    "xz -9",
+    "next: ",
+    "-m jaxlm.train",
+  ):
     assert word in done.stdout
   again = _main(*arguments)
   assert again.returncode == 0 and "used as it is" in again.stdout
