@@ -17,6 +17,8 @@ from jaxlm.sharding import Layout, make_layout
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.state import TrainState
 
+pytestmark = pytest.mark.smoke
+
 SEAL = Seal(model="a" * 64, tokenizer=None, data="c" * 64, code="d" * 64, version="0.0.1")
 TX = optax.adamw(1e-3, mu_dtype=jnp.bfloat16)
 

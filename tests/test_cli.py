@@ -14,6 +14,8 @@ import pytest
 from jaxlm import cli, configlib
 from jaxlm.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 
 class Kind(enum.Enum):
   COSINE = 1

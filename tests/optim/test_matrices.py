@@ -21,6 +21,8 @@ from jaxlm.sharding import make_layout, to_device
 from jaxlm.training.state import make_init
 from jaxlm.training.step import make_train_step
 
+pytestmark = pytest.mark.smoke
+
 CONFIG = DecoderConfig(
   vocab_size=60,
   num_layers=2,

@@ -21,6 +21,8 @@ from jaxlm.sharding import make_layout, to_device
 from jaxlm.training.state import make_init
 from jaxlm.training.step import make_eval_step, make_train_step
 
+pytestmark = pytest.mark.smoke
+
 ONE = MeshConfig(fsdp=1)
 MESHES = {
   "data8": MeshConfig(data=8, fsdp=1),
