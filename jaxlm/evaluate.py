@@ -21,9 +21,9 @@ JSON = cli.define_bool("json", False, "print JSON instead of a table")
 
 
 def main() -> int:
-  from jaxlm import report, run
+  from jaxlm import report, trained
 
-  opened = run.open_run(WORKDIR.value, step=STEP.value, all_devices=True)
+  opened = trained.open_run(WORKDIR.value, step=STEP.value, all_devices=True)
   scores, manifest = opened.evaluate(DATA.value)
   values = report.evaluation(opened, scores, manifest)
   file = Path(WORKDIR.value) / "evaluation.json"

@@ -22,11 +22,11 @@ STEP = cli.define_integer("step", None, "the checkpoint; by default the newest",
 
 
 def main() -> int:
-  from jaxlm import run
+  from jaxlm import trained
   from jaxlm.inference.sampling import Sampling
 
   sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
-  opened = run.open_run(WORKDIR.value, step=STEP.value)
+  opened = trained.open_run(WORKDIR.value, step=STEP.value)
   texts = opened.generate(
     [PROMPT.value] * NUM_SAMPLES.value,
     max_new_tokens=MAX_NEW_TOKENS.value,

@@ -217,15 +217,15 @@ def _show(workdir: Path) -> None:
   """Evaluates, samples, and names what to try next."""
   import jax
 
-  from jaxlm import report, run
+  from jaxlm import report, trained
   from jaxlm.inference.sampling import Sampling
 
-  opened = run.open_run(workdir, all_devices=True)
+  opened = trained.open_run(workdir, all_devices=True)
   values = report.evaluation(opened, *opened.evaluate())
   text = json.dumps(values, indent=2) + "\n"
   (workdir / "evaluation.json").write_text(text, encoding="utf-8")
   report.print_evaluation(values)
-  sampler = opened if jax.device_count() == 1 else run.open_run(workdir)
+  sampler = opened if jax.device_count() == 1 else trained.open_run(workdir)
   prompt = "def " if DEMO.value else ""
   (sample,) = sampler.generate(
     [prompt],

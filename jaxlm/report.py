@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxlm.data.manifest import Manifest
 from jaxlm.evals.perplexity import Score
-from jaxlm.run import Run
+from jaxlm.trained import Run
 
 
 def evaluation(run: Run, score: Score, manifest: Manifest) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""Runs: put the parts together, train, and open a finished or stopped run again."""
+"""Training runs: put the parts together, check them against each other, train."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 
@@ -20,17 +18,14 @@ from jaxlm.data.manifest import Manifest
 from jaxlm.data.pipeline import Pipeline, build_pipeline, evaluation_batches
 from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score, make_scoring_step, score
-from jaxlm.inference.generate import Generator
-from jaxlm.inference.sampling import Sampling
 from jaxlm.lineage import Seal
-from jaxlm.mesh import MeshConfig
 from jaxlm.metrics import peak_flops
 from jaxlm.models.base import ModelDef, Params
 from jaxlm.objectives import next_token_loss
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
 from jaxlm.sharding import Layout, make_layout
-from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
+from jaxlm.tokenizers.base import load_tokenizer
 from jaxlm.tracking.base import NoTracker
 from jaxlm.tracking.progress import Progress, short
 from jaxlm.training.loop import Loop
@@ -335,7 +330,7 @@ class _Training:
       self._scorer = make_scoring_step(
         make_eval_step(self.model, self.loss_fn), tokenizer.token_bytes(), self.layout
       )
-    return _score(self.config, path, self._scorer, params, self.layout)
+    return score_split(self.config, path, self._scorer, params, self.layout)
 
   def _copy_tokenizer(self) -> None:
     for source in self.config.data.sources:
@@ -344,7 +339,8 @@ class _Training:
         return
 
 
-def _score(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
+def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
+  """The score on the split eval.split of the dataset at `path`. scorer: make_scoring_step's."""
   source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
     config.data.seq_len
   )
@@ -366,109 +362,3 @@ def _describe(values: Score) -> str:
   text = f"loss {values.loss:.4f}, perplexity {values.perplexity:.2f}"
   bits = values.bits_per_byte
   return text if bits is None else f"{text}, {bits:.4f} bits per byte"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A trained run, opened for use.
-
-  Attributes:
-    config: what it was trained with.
-    step: of the checkpoint that was read.
-    model, params: the model, on `layout`.
-    tokenizer: the run's own copy.
-  """
-
-  config: RunConfig
-  step: int
-  model: ModelDef
-  params: Params
-  tokenizer: Tokenizer
-  layout: Layout
-  meta: Meta
-
-  def evaluate(self, path: str | None = None) -> tuple[Score, Manifest]:
-    """The score on a dataset's held-out split, and the dataset's manifest.
-
-    Raises:
-      UserError: the dataset was made with another tokenizer, is damaged or missing.
-    """
-    path = path or self.config.heldout_path()
-    if path is None:
-      raise UserError("this run's data has no held-out split: name a prepared dataset with --data")
-    manifest = Manifest.load(path)
-    if manifest.tokenizer_sha256 != self.tokenizer.fingerprint():
-      raise UserError(
-        f"{path}: made with tokenizer {manifest.tokenizer_sha256[:12]}, the run's is "
-        f"{self.tokenizer.fingerprint()[:12]}: prepare it with the run's tokenizer "
-        "(--config.tokenizer.path=WORKDIR/tokenizer)"
-      )
-    scorer = make_scoring_step(
-      make_eval_step(self.model, make_loss_fn(self.config)),
-      np.asarray(self.tokenizer.token_bytes()),
-      self.layout,
-    )
-    with self.layout.activate():
-      return _score(self.config, path, scorer, self.params, self.layout), manifest
-
-  def generate(
-    self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
-  ) -> list[str]:
-    """What the model adds to each prompt. EOS stands before it, as before every document."""
-    model: Any = self.config.model
-    eos = self.tokenizer.eos_id
-    ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
-    with self.layout.activate():
-      generator = Generator(self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len)
-      new = generator(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    return [self.tokenizer.decode(tokens) for tokens in new]
-
-
-def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool = False) -> Run:
-  """Opens a run's checkpoint, checking its seal.
-
-  Args:
-    workdir: the run's directory.
-    step: which checkpoint; None: the newest.
-    all_devices: spread parameters over all devices; otherwise the first one is used.
-
-  Raises:
-    UserError: no run, no checkpoint, or something in it is not what the checkpoint was made from.
-  """
-  setup_jax()
-  directory = Workdir(workdir).require()
-  config: RunConfig = configlib.load_json(directory.config)
-  checkpointer = Checkpointer(directory.checkpoints, read_only=True)
-  steps = checkpointer.steps()
-  if not steps:
-    raise UserError(f"{directory.checkpoints}: no checkpoint yet; train first")
-  if step is not None and step not in steps:
-    raise UserError(f"--step={step}: no such checkpoint; there are {', '.join(map(str, steps))}")
-  step = steps[-1] if step is None else step
-  meta = checkpointer.meta(step)
-  if meta.seal.tokenizer is None and not directory.tokenizer.is_dir():
-    raise UserError(f"{directory.path}: trained on synthetic ids: there is no text to work on")
-  tokenizer = load_tokenizer(directory.tokenizer)
-  found = dataclasses.replace(
-    meta.seal,
-    model=model_fingerprint(config.model),
-    tokenizer=tokenizer.fingerprint(),
-    code=lineage.code_fingerprint(),
-  )
-  where = f"{directory.checkpoints}/{step}"
-  for warning in lineage.check(meta.seal, found, where, ("model", "tokenizer")):
-    print(f"warning: {warning}", file=sys.stderr)
-  devices = jax.devices() if all_devices else jax.devices()[:1]
-  mesh = MeshConfig()
-  sizes = mesh.sizes(len(devices))
-  try:
-    config.model.validate_mesh("config.model", sizes)
-  except UserError:
-    devices = devices[:1]
-  layout = make_layout(mesh, devices)
-  with layout.activate():
-    model = config.model.build()
-  target = layout.eval_shape(model.init, jax.random.key(0))
-  params = checkpointer.restore_params(step, target)
-  checkpointer.close()
-  return Run(config, step, model, params, tokenizer, layout, meta)

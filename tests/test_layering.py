@@ -29,7 +29,7 @@ LAYERS = (
   {"workdir", "checkpoint", "lineage", "metrics", "tracking", "inference", "interop"},
   {"training", "evals"},
   {"config", "plan"},
-  {"run", "report", "sizing"},  # what mains share: the parts put together
+  {"run", "trained", "report", "sizing"},  # what mains share: the parts put together
   {"cli", "configflag"},
 )
 MAINS = len(LAYERS) - 1
@@ -44,7 +44,8 @@ SAME_LAYER = {
   ("data", "tokenizers"),  # data/prep trains a tokenizer and tokenises with it
   ("checkpoint", "lineage"),
   ("plan", "config"),
-  ("report", "run"),
+  ("report", "trained"),
+  ("trained", "run"),
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 JAX_FREE = {"data", "tokenizers"}
