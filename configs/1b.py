@@ -4,6 +4,9 @@
       --config.output=data/text --config.tokenizer.vocab_size=32000
     python -m jaxlm.train --config=configs/1b.py --workdir=runs/1b
 
+On one H100 80GB: 25.6k tokens/s, and 50.0k with --config.data.attend_across_documents=true
+(2026-11-24, benchmarks/README.md): 23 and 12 hours.
+
 `--config=configs/1b.py:synthetic` trains on random ids instead: a test of the machine.
 """
 

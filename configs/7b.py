@@ -1,6 +1,8 @@
 """6.7 B parameters (Llama 2's shape) on 8 GPUs of 80 GB or more; 4.2 M tokens a step.
 
-python -m jaxlm.train --config=configs/7b.py --workdir=runs/7b
+  python -m jaxlm.train --config=configs/7b.py --workdir=runs/7b
+
+Not yet run at full size: the tests check its shapes and its number of parameters.
 """
 
 from jaxlm.config import RunConfig

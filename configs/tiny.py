@@ -1,7 +1,10 @@
 """A 7 M-parameter decoder on the text that every Python installation holds.
 
-python -m jaxlm.prepare --config=configs/data/stdlib.py
-python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
+  python -m jaxlm.prepare --config=configs/data/stdlib.py
+  python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
+
+On two CPU cores: 2.1k tokens/s, four minutes, 1.9 to 2.1 bits per byte of held-out text (gzip -9:
+2.2), depending on the packages installed, which are part of the text (2026-11-24).
 """
 
 from jaxlm.config import RunConfig

@@ -15,6 +15,9 @@ def muon_dims(logical_axes: Any) -> Any:
 
   Args:
     logical_axes: nested dict of tuples of names, as from ModelDef.logical_axes.
+
+  Raises:
+    ValueError: no parameter has names (Muon would silently be AdamW everywhere).
   """
   import jax
   import optax
@@ -28,4 +31,9 @@ def muon_dims(logical_axes: Any) -> Any:
       return optax.contrib.MuonDimensionNumbers(inner[:-1], inner[-1:])
     return optax.contrib.MuonDimensionNumbers(inner[:1], inner[1:])
 
-  return jax.tree.map(dims, logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+  def is_axes(x: Any) -> bool:
+    return isinstance(x, tuple)
+
+  if not jax.tree.leaves(logical_axes, is_leaf=is_axes):
+    raise ValueError("the parameters have no logical names: build the model under a Layout")
+  return jax.tree.map(dims, logical_axes, is_leaf=is_axes)

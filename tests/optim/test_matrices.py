@@ -124,3 +124,9 @@ def test_muon_on_two_devices_is_muon_on_one():
     assert np.linalg.norm(a - b) <= 1e-4 * moved, path
 
   jax.tree_util.tree_map_with_path(compare, two, one, start, same_start)
+
+
+def test_a_model_without_names_is_refused():
+  """Built outside a Layout nothing is named, and Muon would silently be AdamW everywhere."""
+  with pytest.raises(ValueError, match="under a Layout"):
+    muon_dims(CONFIG.build().logical_axes())
