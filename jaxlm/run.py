@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 
 from jaxlm import configlib, lineage, tree
@@ -20,10 +19,8 @@ from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score, make_scoring_step, score
 from jaxlm.lineage import Seal
 from jaxlm.metrics import peak_flops
-from jaxlm.models.base import ModelDef, Params
-from jaxlm.objectives import next_token_loss
-from jaxlm.optim.base import OptimizerContext
-from jaxlm.optim.matrices import muon_dims
+from jaxlm.models.base import Params
+from jaxlm.program import build_program
 from jaxlm.sharding import Layout, make_layout
 from jaxlm.tokenizers.base import load_tokenizer
 from jaxlm.tracking.base import NoTracker
@@ -31,8 +28,8 @@ from jaxlm.tracking.progress import Progress, short
 from jaxlm.training.loop import Loop
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.preemption import Preemption
-from jaxlm.training.state import TrainState, make_init
-from jaxlm.training.step import LossFn, make_eval_step, make_train_step
+from jaxlm.training.state import TrainState
+from jaxlm.training.step import make_eval_step
 from jaxlm.workdir import Workdir
 
 
@@ -49,32 +46,6 @@ def setup_jax() -> None:
     except OSError:
       return  # no writable home: every run compiles anew
     jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def make_loss_fn(config: RunConfig) -> LossFn:
-  """The config's objective."""
-
-  def loss_fn(logits: jax.Array, batch: Any) -> Any:
-    return next_token_loss(
-      logits,
-      batch,
-      vocab_size=config.model.vocab_size,
-      z_loss=config.objective.z_loss,
-      label_smoothing=config.objective.label_smoothing,
-    )
-
-  return loss_fn
-
-
-def make_optimizer(config: RunConfig, model: ModelDef) -> optax.GradientTransformation:
-  """The config's optimizer, told which parameters decay and which are matrices."""
-  return config.optim.build(
-    OptimizerContext(
-      num_steps=config.num_steps,
-      decay_mask=tree.decay_mask,
-      muon_dims=muon_dims(model.logical_axes()),
-    )
-  )
 
 
 def resolve(config: RunConfig, pipeline: Pipeline) -> RunConfig:
@@ -209,10 +180,7 @@ class _Training:
   def __init__(self, config: RunConfig, directory: Workdir, pipeline: Pipeline, layout: Layout):
     self.config, self.directory = config, directory
     self.pipeline, self.layout = pipeline, layout
-    self.model = config.model.build()
-    self.loss_fn = make_loss_fn(config)
-    self.tx = make_optimizer(config, self.model)
-    self.init = jax.jit(make_init(self.model, self.tx))
+    self.program = build_program(config)
     self.checkpointer = Checkpointer(
       directory.checkpoints,
       keep_last=config.checkpoint.keep_last,
@@ -234,13 +202,13 @@ class _Training:
     key = jax.random.key(self.config.seed)
     latest = self.checkpointer.latest()
     if latest is None:
-      return self.init(key), 0, 0
+      return self.program.init(key), 0, 0
     meta = self.checkpointer.meta(latest)
     where = f"{self.directory.checkpoints}/{latest}"
     parts = ("model", "tokenizer") if accept_changes else ("model", "tokenizer", "data")
     for warning in lineage.check(meta.seal, self.seal(meta.next_row), where, parts):
       print(f"warning: {warning}", file=sys.stderr)
-    state = self.checkpointer.restore(latest, self.layout.eval_shape(self.init, key))
+    state = self.checkpointer.restore(latest, self.layout.eval_shape(self.program.init, key))
     return state, meta.step, meta.next_row
 
   def run(self, *, stop_at: int | None, accept_changes: bool) -> bool:
@@ -283,16 +251,6 @@ class _Training:
         first_step=start_step + 1,
         start_tokens=start_row * seq_len,
       )
-      step_fn = jax.jit(
-        make_train_step(
-          self.model,
-          self.loss_fn,
-          self.tx,
-          num_microbatches=config.num_microbatches,
-          dropout_seed=config.seed if getattr(model, "dropout", 0) else None,
-        ),
-        donate_argnums=0,
-      )
 
       def evaluate(state: TrainState, step: int) -> None:
         values = self.evaluate(state.params)
@@ -300,7 +258,7 @@ class _Training:
         progress.message(f"step {step}: held-out {_describe(values)}")
 
       loop = Loop(
-        step_fn=step_fn,
+        step_fn=self.program.step,
         layout=self.layout,
         batches=batches,
         listener=monitor,
@@ -328,7 +286,9 @@ class _Training:
     if self._scorer is None:
       tokenizer = load_tokenizer(self.directory.tokenizer)
       self._scorer = make_scoring_step(
-        make_eval_step(self.model, self.loss_fn), tokenizer.token_bytes(), self.layout
+        make_eval_step(self.program.model, self.program.loss_fn),
+        tokenizer.token_bytes(),
+        self.layout,
       )
     return score_split(self.config, path, self._scorer, params, self.layout)
 

@@ -19,7 +19,8 @@ from jaxlm.inference.generate import Generator
 from jaxlm.inference.sampling import Sampling
 from jaxlm.mesh import MeshConfig
 from jaxlm.models.base import ModelDef, Params
-from jaxlm.run import make_loss_fn, score_split, setup_jax
+from jaxlm.program import make_loss_fn
+from jaxlm.run import score_split, setup_jax
 from jaxlm.sharding import Layout, make_layout
 from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
 from jaxlm.training.step import make_eval_step

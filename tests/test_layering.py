@@ -29,7 +29,7 @@ LAYERS = (
   {"workdir", "checkpoint", "lineage", "metrics", "tracking", "inference", "interop"},
   {"training", "evals"},
   {"config", "plan"},
-  {"run", "trained", "report", "sizing"},  # what mains share: the parts put together
+  {"program", "run", "trained", "report", "sizing"},  # what mains share: the parts put together
   {"cli", "configflag"},
 )
 MAINS = len(LAYERS) - 1
@@ -45,6 +45,8 @@ SAME_LAYER = {
   ("checkpoint", "lineage"),
   ("plan", "config"),
   ("report", "trained"),
+  ("run", "program"),
+  ("trained", "program"),
   ("trained", "run"),
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
