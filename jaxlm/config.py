@@ -35,6 +35,7 @@ FREE = (
   "model.compute_dtype",
   "model.remat",
   "model.attention",
+  "objective.loss_chunks",
 )
 
 # The parts of a model's config that do not say what its parameters mean.
@@ -91,6 +92,11 @@ class RunConfig:
         f"{path}.data.seq_len={self.data.seq_len}: longer than {path}.model.max_seq_len={limit}; "
         "raise that, or shorten this"
       )
+    if self.data.seq_len % self.objective.loss_chunks:
+      raise UserError(
+        f"{path}.objective.loss_chunks={self.objective.loss_chunks}: must divide "
+        f"{path}.data.seq_len={self.data.seq_len}"
+      )
     self.optim.schedule.validate_length(self.num_steps, f"{path}.optim.schedule")
 
   def validate_devices(self, num_devices: int, path: str = "config") -> dict[str, int]:
@@ -106,6 +112,11 @@ class RunConfig:
       raise UserError(
         f"{path}.data.seq_len={self.data.seq_len}: must be divisible by "
         f"{path}.mesh.sequence={sizes['sequence']}"
+      )
+    if self.data.seq_len % (sizes["sequence"] * self.objective.loss_chunks):
+      raise UserError(
+        f"{path}.objective.loss_chunks={self.objective.loss_chunks}: times "
+        f"{path}.mesh.sequence={sizes['sequence']} must divide {path}.data.seq_len"
       )
     self.model.validate_mesh(f"{path}.model", sizes)
     return sizes

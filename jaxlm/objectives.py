@@ -1,12 +1,15 @@
-"""Training objectives. B batch, T position, V vocab."""
+"""Training objectives. B batch, T position, D embed, V vocab."""
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxlm import sharding
 from jaxlm.batch import Batch
-from jaxlm.sharding import constrain
+from jaxlm.kernels.cross_entropy import token_scores
 
 
 @jax.tree_util.register_dataclass
@@ -25,38 +28,101 @@ class LossSum:
   weight: jax.Array
 
 
-def next_token_loss(
-  logits_BTV: jax.Array,
-  batch: Batch,
-  *,
-  vocab_size: int,
-  z_loss: float = 0.0,
-  label_smoothing: float = 0.0,
-) -> LossSum:
+@dataclasses.dataclass(frozen=True)
+class NextToken:
   """Cross-entropy of the targets, summed with their weights, in float32.
 
-  Args:
-    logits_BTV: V may be padded beyond vocab_size.
-    batch: targets and weights.
-    vocab_size: the number of ids that exist.
+  Attributes:
+    vocab_size: the number of ids that exist; the table may be padded beyond it.
     z_loss: weight of the mean of log(Z)^2, which keeps logits from drifting (PaLM,
       arXiv:2204.02311, uses 1e-4).
     label_smoothing: the share of each target spread evenly over the vocabulary
       (arXiv:1512.00567).
+    chunks: the logits are made in so many parts, one after another, along T (which it must
+      divide): a fraction of their memory, for sums that are rounded in another order.
   """
-  logits_BTV = logits_BTV.astype(jnp.float32)
-  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-  # One-hot rather than an index: with the vocabulary sharded it stays local and is summed after.
-  hot_BTV = jax.nn.one_hot(batch.targets, logits_BTV.shape[-1], dtype=logits_BTV.dtype)
-  hot_BTV = constrain(hot_BTV, "act_batch", "act_seq", "act_vocab")
-  target_BT = jnp.sum(logits_BTV * hot_BTV, axis=-1)
-  nll_BT = log_z_BT - target_BT
-  total_BT = nll_BT
-  if label_smoothing:
-    exists_V = constrain(jnp.arange(logits_BTV.shape[-1]) < vocab_size, "act_vocab")
-    mean_BT = jnp.sum(jnp.where(exists_V[None, None], logits_BTV, 0), axis=-1) / vocab_size
-    total_BT += label_smoothing * (target_BT - mean_BT)
-  if z_loss:
-    total_BT += z_loss * jnp.square(log_z_BT)
-  w_BT = batch.loss_weights
-  return LossSum(jnp.sum(total_BT * w_BT), jnp.sum(nll_BT * w_BT), jnp.sum(w_BT))
+
+  vocab_size: int
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+  chunks: int = 1
+
+  def __call__(self, x_BTD: jax.Array, table_VD: jax.Array, batch: Batch) -> LossSum:
+    """The sums for the last hidden states and the output table, both in the compute dtype.
+
+    Differentiate `total`: with chunks, nothing flows through `nll`.
+    """
+    targets, weights = batch.targets, batch.loss_weights
+    if self.chunks == 1:
+      total, nll = self._sums(x_BTD, table_VD, targets, weights)
+    else:
+      total, nll = _sums_in_chunks(self, x_BTD, table_VD, targets, weights)
+    return LossSum(total, nll, jnp.sum(weights))
+
+  def _sums(
+    self, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, w_BT: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    scores = token_scores(x_BTD, table_VD, targets_BT, self.vocab_size)
+    nll_BT = total_BT = scores.log_z - scores.target
+    if self.label_smoothing:
+      total_BT += self.label_smoothing * (scores.target - scores.mean)
+    if self.z_loss:
+      total_BT += self.z_loss * jnp.square(scores.log_z)
+    return jnp.sum(total_BT * w_BT), jnp.sum(nll_BT * w_BT)
+
+
+# The gradients are made beside the sums, chunk by chunk, so that no logits are kept and none are
+# computed twice (as in Liger Kernel, arXiv:2410.10989).
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums_in_chunks(
+  loss: NextToken, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, w_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  def add(sums: Any, part: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, loss._sums(part[0], table_VD, *part[1:])), None
+
+  zero = jnp.zeros((), jnp.float32)
+  parts = _split((x_BTD, targets_BT, w_BT), loss.chunks)
+  return jax.lax.scan(add, (zero, zero), parts)[0]
+
+
+def _chunks_forward(
+  loss: NextToken, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, w_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+
+  def add(carry: Any, part: Any) -> tuple[Any, jax.Array]:
+    (total, nll), d_VD = carry
+    x, targets, w = part
+    sums, pull = jax.vjp(lambda x, table: loss._sums(x, table, targets, w), x, table_VD)
+    dx, dtable = pull((one, zero))
+    return ((total + sums[0], nll + sums[1]), d_VD + dtable.astype(jnp.float32)), dx
+
+  d_VD = jnp.zeros_like(table_VD, jnp.float32)
+  parts = _split((x_BTD, targets_BT, w_BT), loss.chunks)
+  (sums, d_VD), dx_parts = jax.lax.scan(add, ((zero, zero), d_VD), parts)
+  axes = ("act_batch", "act_seq", "act_embed")
+  d_BTD = sharding.reshape(jnp.moveaxis(dx_parts, 0, 2), x_BTD.shape, *axes)
+  return sums, (d_BTD, d_VD.astype(table_VD.dtype))
+
+
+def _chunks_backward(loss: NextToken, kept: Any, g: Any) -> tuple[Any, ...]:
+  d_BTD, d_VD = kept
+  scale = g[0]
+  return (d_BTD * scale).astype(d_BTD.dtype), (d_VD * scale).astype(d_VD.dtype), None, None
+
+
+_sums_in_chunks.defvjp(_chunks_forward, _chunks_backward)
+
+
+def _split(arrays: tuple[jax.Array, ...], chunks: int) -> tuple[jax.Array, ...]:
+  """(B, T, ...) -> (chunks, B, T / chunks, ...): chunk i takes the positions i, i + chunks, …, so
+  that a sharded T stays where it is."""
+
+  def split(x: jax.Array) -> jax.Array:
+    B, T, *rest = x.shape
+    axes = ("act_batch", "act_seq", None, *("act_embed" for _ in rest))
+    return jnp.moveaxis(sharding.reshape(x, (B, T // chunks, chunks, *rest), *axes), 2, 0)
+
+  return tuple(split(x) for x in arrays)

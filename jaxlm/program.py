@@ -11,7 +11,7 @@ from jaxlm import tree
 from jaxlm.batch import Batch
 from jaxlm.config import RunConfig
 from jaxlm.models.base import ModelDef
-from jaxlm.objectives import next_token_loss
+from jaxlm.objectives import NextToken
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
 from jaxlm.training.state import TrainState, make_init
@@ -55,16 +55,12 @@ def build_program(config: RunConfig) -> Program:
 def make_loss_fn(config: RunConfig) -> LossFn:
   """The config's objective."""
 
-  def loss_fn(logits: jax.Array, batch: Batch) -> Any:
-    return next_token_loss(
-      logits,
-      batch,
-      vocab_size=config.model.vocab_size,
-      z_loss=config.objective.z_loss,
-      label_smoothing=config.objective.label_smoothing,
-    )
-
-  return loss_fn
+  return NextToken(
+    vocab_size=config.model.vocab_size,
+    z_loss=config.objective.z_loss,
+    label_smoothing=config.objective.label_smoothing,
+    chunks=config.objective.loss_chunks,
+  )
 
 
 def make_optimizer(config: RunConfig, model: ModelDef) -> optax.GradientTransformation:

@@ -28,6 +28,11 @@ def decay_mask(params: Any) -> Any:
   return map_with_path(lambda path, _: not is_scale_or_bias(path), params)
 
 
+def cast_matrices(params: Any, dtype: Any) -> Any:
+  """The parameters with all but scales and biases in `dtype`."""
+  return map_with_path(lambda path, x: x if is_scale_or_bias(path) else x.astype(dtype), params)
+
+
 def count(tree: Any) -> int:
   """The number of scalars in a tree of arrays or shapes."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

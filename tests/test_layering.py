@@ -22,7 +22,7 @@ from jaxlm import cli
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-  {"errors", "batch", "tree", "mesh", "configlib"},
+  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags"},
   {"sharding"},
   {"layers", "kernels", "quant"},
   {"models", "optim", "objectives", "data", "tokenizers"},

@@ -1,16 +1,16 @@
 """The loss against a float64 reference, and the sums that shards and microbatches rely on."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm.batch import Batch
-from jaxlm.objectives import next_token_loss
+from jaxlm.objectives import NextToken
 
 B, T, V, PADDED = 4, 6, 11, 16
+# Features that are the logits themselves.
+TABLE = jnp.eye(PADDED)
 
 
 def make_logits():
@@ -51,9 +51,13 @@ def reference(logits, batch, z_loss, label_smoothing):
 def test_matches_the_definition(z_loss, label_smoothing):
   """Broken by smoothing over padded ids, or by z-loss or smoothing that leaks into nll."""
   batch = make_batch()
-  sums = next_token_loss(
-    make_logits(), batch, vocab_size=V, z_loss=z_loss, label_smoothing=label_smoothing
-  )
+  for chunks in (1, 3):
+    loss = NextToken(vocab_size=V, z_loss=z_loss, label_smoothing=label_smoothing, chunks=chunks)
+    check_sums(loss, batch, z_loss, label_smoothing)
+
+
+def check_sums(loss, batch, z_loss, label_smoothing):
+  sums = loss(make_logits(), TABLE, batch)
   found = sums.total, sums.nll, sums.weight
   np.testing.assert_allclose(
     found, reference(make_logits(), batch, z_loss, label_smoothing), rtol=1e-5
@@ -62,8 +66,8 @@ def test_matches_the_definition(z_loss, label_smoothing):
 
 @pytest.fixture(scope="module")
 def gradient():
-  loss = functools.partial(next_token_loss, vocab_size=V, z_loss=0.1, label_smoothing=0.2)
-  return jax.jit(jax.grad(lambda logits, batch: loss(logits, batch).total))
+  loss = NextToken(vocab_size=V, z_loss=0.1, label_smoothing=0.2)
+  return jax.jit(jax.grad(lambda logits, batch: loss(logits, TABLE, batch).total))
 
 
 def test_zero_weight_has_zero_gradient(gradient):
@@ -89,20 +93,36 @@ def test_gradient_is_that_of_the_reference(gradient):
     np.testing.assert_allclose(grads[:, t, v].sum(), (ends[0] - ends[1]) / 2e-4, rtol=1e-4)
 
 
+def test_chunks_change_nothing():
+  """The sums and both gradients, of a loss that is scaled, are those of the logits in one piece."""
+  rng = np.random.default_rng(2)
+  x = jnp.asarray(rng.normal(size=(B, T, 5)), jnp.float32)
+  table = jnp.asarray(rng.normal(size=(PADDED, 5)), jnp.float32)
+
+  def value_and_grads(chunks):
+    loss = NextToken(vocab_size=V, z_loss=0.1, label_smoothing=0.2, chunks=chunks)
+    return jax.value_and_grad(lambda x, t: 0.5 * loss(x, t, make_batch()).total, (0, 1))(x, table)
+
+  whole, parts = value_and_grads(1), value_and_grads(3)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_sums_add_up_over_splits():
   """Parts of unequal weight add up to the whole; broken by a mean inside."""
-  loss = functools.partial(next_token_loss, vocab_size=V, z_loss=0.1, label_smoothing=0.2)
+  loss = NextToken(vocab_size=V, z_loss=0.1, label_smoothing=0.2)
   logits = make_logits()
-  whole = loss(logits, make_batch())
-  parts = [loss(logits[rows], make_batch(rows)) for rows in (slice(0, 1), slice(1, 4))]
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(jax.tree.map(jnp.add, *parts))):
+  whole = loss(logits, TABLE, make_batch())
+  parts = [loss(logits[rows], TABLE, make_batch(rows)) for rows in (slice(0, 1), slice(1, 4))]
+  added = jax.tree.map(jnp.add, *parts)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(added)):
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_low_precision_logits_are_widened():
   """The softmax of bfloat16 logits is computed in float32: exact for the rounded logits."""
   logits, batch = make_logits().astype(jnp.bfloat16), make_batch()
-  sums = next_token_loss(logits, batch, vocab_size=V)
+  sums = NextToken(vocab_size=V)(logits, TABLE.astype(jnp.bfloat16), batch)
   assert sums.total.dtype == jnp.float32
   expected = reference(logits.astype(jnp.float32), batch, 0.0, 0.0)
   np.testing.assert_allclose((sums.total, sums.nll, sums.weight), expected, rtol=1e-5)

@@ -12,7 +12,7 @@ from jaxlm.kernels.attention import attention
 from jaxlm.layers.config import AttentionImpl, Positions
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.layers.positions import alibi_slopes, rope
-from jaxlm.sharding import Initializer, constant, constrain, einsum, gather, param, spec
+from jaxlm.sharding import Initializer, constant, constrain, einsum, gather, param, reshape, spec
 
 KV = tuple[jax.Array, jax.Array]
 
@@ -68,11 +68,7 @@ class Attention(nnx.Module):
     cache: KV | None,
   ) -> tuple[jax.Array, KV | None]:
     """Returns (B, T, D) and, if a cache (k, v) was given, that cache with the T tokens in it."""
-    q_axes = ("act_batch", "act_seq", "act_heads", None)
-    kv_axes = ("act_batch", "act_seq", "act_kv_heads", None)
-    q_BTHK = self._project(x_BTD, "q", q_axes)
-    k_BTNK = self._project(x_BTD, "k", kv_axes)
-    v_BTNK = self._project(x_BTD, "v", kv_axes)
+    q_BTHK, k_BTNK, v_BTNK = self._project(x_BTD)
     if self.qk_norm:
       q_BTHK, k_BTNK = self.q_norm(q_BTHK), self.k_norm(k_BTNK)
     if self.positions is Positions.ROPE:
@@ -105,12 +101,28 @@ class Attention(nnx.Module):
       y_BTD += self.out_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "out"), cache
 
-  def _project(self, x_BTD: jax.Array, name: str, axes: tuple[str | None, ...]) -> jax.Array:
-    weight_DHK = gather(getattr(self, name)[...], self.dtype)
-    y_BTHK = einsum("BTD,DHK->BTHK", x_BTD, weight_DHK, out=axes)
+  def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values in one product: P = G queries, a key and a value for each kv head."""
+    (D, H, K), N = self.q.shape, self.k.shape[1]
+    G = H // N
+
+    def join(suffix: str, lead: tuple[int, ...]) -> jax.Array:
+      names = (None,) * len(lead)
+      parts = (gather(getattr(self, name + suffix)[...], self.dtype) for name in "qkv")
+      heads = (
+        reshape(part, (*lead, N, size, K), *names, "kv_heads", None, None)
+        for part, size in zip(parts, (G, 1, 1))
+      )
+      return jnp.concatenate(tuple(heads), axis=-2)
+
+    axes = ("act_batch", "act_seq", "act_kv_heads", None, None)
+    y_BTNPK = einsum("BTD,DNPK->BTNPK", x_BTD, join("", (D,)), out=axes)
     if self.use_bias:
-      y_BTHK += getattr(self, f"{name}_bias")[...].astype(self.dtype)[None, None]
-    return checkpoint_name(y_BTHK, "qkv")
+      y_BTNPK += join("_bias", ())[None, None]
+    y_BTNPK = checkpoint_name(y_BTNPK, "qkv")
+    q_axes = ("act_batch", "act_seq", "act_heads", None)
+    q_BTHK = reshape(y_BTNPK[..., :G, :], (*x_BTD.shape[:2], H, K), *q_axes)
+    return q_BTHK, y_BTNPK[..., G, :], y_BTNPK[..., G + 1, :]
 
 
 def _write(cache_BSNK: jax.Array, new_BTNK: jax.Array, positions_BT: jax.Array) -> jax.Array:

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxlm.sharding import Initializer, einsum, gather, param, take
+from jaxlm.sharding import Initializer, gather, param, take
 
 
 class Embed(nnx.Module):
-  """A table of vectors by id; `logits` reads it the other way round."""
+  """A table of vectors by id."""
 
   def __init__(
     self,
@@ -27,10 +27,8 @@ class Embed(nnx.Module):
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
     """The vectors (B, T, D) of ids (B, T)."""
-    table_VD = gather(self.table[...], self.dtype)
-    return take(table_VD, ids_BT, ("act_batch", "act_seq", "act_embed"))
+    return take(self.weight(), ids_BT, ("act_batch", "act_seq", "act_embed"))
 
-  def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """x table^T, (B, T, V)."""
-    table_VD = gather(self.table[...], self.dtype)
-    return einsum("BTD,VD->BTV", x_BTD, table_VD, out=("act_batch", "act_seq", "act_vocab"))
+  def weight(self) -> jax.Array:
+    """The whole table (V, D) in the compute dtype, for use."""
+    return gather(self.table[...], self.dtype)

@@ -10,8 +10,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.layers.config import Activation
 from jaxlm.sharding import Initializer, constant, einsum, gather, param
 
-ACT = ("act_batch", "act_seq", "act_mlp")
-
 
 class Mlp(nnx.Module):
   """down(act(up(x))), or down(act(gate(x)) * up(x)) for the gated activations."""
@@ -47,12 +45,14 @@ class Mlp(nnx.Module):
       self.down_bias = make(constant(0.0), (D,), "norm")
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    u_BTF = self._project(x_BTD, "up")
+    names = ("gate", "up") if self.gated else ("up",)
+    y_BTPF = self._project(x_BTD, names)
+    u_BTF = y_BTPF[:, :, -1]
     match self.activation:
       case Activation.SWIGLU:
-        h_BTF = jax.nn.silu(self._project(x_BTD, "gate")) * u_BTF
+        h_BTF = jax.nn.silu(y_BTPF[:, :, 0]) * u_BTF
       case Activation.GEGLU:
-        h_BTF = jax.nn.gelu(self._project(x_BTD, "gate"), approximate=True) * u_BTF
+        h_BTF = jax.nn.gelu(y_BTPF[:, :, 0], approximate=True) * u_BTF
       case Activation.GELU:
         h_BTF = jax.nn.gelu(u_BTF, approximate=True)
       case Activation.RELU2:
@@ -63,8 +63,15 @@ class Mlp(nnx.Module):
       y_BTD += self.down_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "mlp")
 
-  def _project(self, x_BTD: jax.Array, name: str) -> jax.Array:
-    y_BTF = einsum("BTD,DF->BTF", x_BTD, gather(getattr(self, name)[...], self.dtype), out=ACT)
+  def _project(self, x_BTD: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """The P projections of these names in one product, (B, T, P, F)."""
+
+    def join(suffix: str) -> jax.Array:
+      parts = [gather(getattr(self, name + suffix)[...], self.dtype) for name in names]
+      return jnp.stack(parts, axis=-2)
+
+    axes = ("act_batch", "act_seq", None, "act_mlp")
+    y_BTPF = einsum("BTD,DPF->BTPF", x_BTD, join(""), out=axes)
     if self.use_bias:
-      y_BTF += getattr(self, f"{name}_bias")[...].astype(self.dtype)[None, None]
-    return checkpoint_name(y_BTF, "mlp")
+      y_BTPF += join("_bias")[None, None]
+    return checkpoint_name(y_BTPF, "mlp")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.sharding import logical_axes
@@ -16,10 +17,15 @@ class ModelDef:
 
   Parameters travel as nested dicts of arrays, so that neither checkpoints nor optimizers know of
   Flax. Build and use it under an active Layout for sharded parameters.
+
+  Args:
+    make: makes the module, which has `features` and `output_table` beside its call for logits.
+    compute_dtype: what matrices are multiplied in; None: float32.
   """
 
-  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], compute_dtype: Any = None):
     self._make = make
+    self.compute_dtype = jnp.dtype(jnp.float32 if compute_dtype is None else compute_dtype)
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0))))
     self._graphdef, self._state = nnx.split(abstract, nnx.Param)
 

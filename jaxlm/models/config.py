@@ -4,7 +4,15 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from jaxlm.errors import UserError
-from jaxlm.layers.config import Activation, AttentionImpl, DType, Norm, Positions, Remat
+from jaxlm.layers.config import (
+  Activation,
+  AttentionImpl,
+  DType,
+  Norm,
+  Positions,
+  Remat,
+  resolve_dtype,
+)
 from jaxlm.mesh import MESH_AXES
 
 if TYPE_CHECKING:
@@ -105,7 +113,8 @@ class DecoderConfig(ModelConfig):
     from jaxlm.models.base import ModelDef
     from jaxlm.models.decoder import Decoder
 
-    return ModelDef(lambda rngs: Decoder(self, rngs=rngs))
+    dtype = resolve_dtype(self.compute_dtype)
+    return ModelDef(lambda rngs: Decoder(self, rngs=rngs), dtype)
 
   def num_params(self) -> int:
     D, F, H, N, K = self.embed_dim, self.mlp_dim, self.num_heads, self.kv_heads, self.head_size

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlm.kernels.cross_entropy import logits
 from jaxlm.layers.attention import Attention
 from jaxlm.layers.cache import Cache
 from jaxlm.layers.config import Norm, Positions, resolve_dtype
@@ -15,10 +16,7 @@ from jaxlm.layers.mlp import Mlp
 from jaxlm.layers.norm import LayerNorm, RMSNorm
 from jaxlm.layers.stack import Stack
 from jaxlm.models.config import DecoderConfig
-from jaxlm.sharding import constrain, normal, spec
-
-# The logit of the ids that only pad the table: no probability, and finite in bfloat16.
-NO_SUCH_ID = -1e9
+from jaxlm.sharding import normal, spec
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
@@ -133,6 +131,36 @@ class Decoder(nnx.Module):
   ) -> tuple[jax.Array, Cache | None]:
     """Logits for every input.
 
+    Args: see `features`.
+
+    Returns:
+      Logits (B, T, V) in the compute dtype, V the padded vocabulary (ids that do not exist have
+      probability 0), and the cache with the inputs in it, if one was given.
+    """
+    x_BTD, cache = self.features(
+      inputs_BT,
+      segment_ids_BT=segment_ids_BT,
+      positions_BT=positions_BT,
+      cache=cache,
+      dropout_key=dropout_key,
+    )
+    return logits(x_BTD, self.output_table(), self.config.vocab_size), cache
+
+  def output_table(self) -> jax.Array:
+    """The table (V, D) whose products with the features are the logits, in the compute dtype."""
+    return (self.embed if self.config.tie_embeddings else self.unembed).weight()
+
+  def features(
+    self,
+    inputs_BT: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+    dropout_key: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """The last hidden state of every input, normalised.
+
     Args:
       inputs_BT: int32 token ids.
       segment_ids_BT: int32, the document of each input, or None: each row is one document.
@@ -142,8 +170,7 @@ class Decoder(nnx.Module):
       dropout_key: a key for training with dropout; None: no dropout.
 
     Returns:
-      Logits (B, T, V) in the compute dtype, V the padded vocabulary (ids that do not exist have
-      probability 0), and the cache with the inputs in it, if one was given.
+      (B, T, D) in the compute dtype, and the cache with the inputs in it, if one was given.
     """
     config = self.config
     if positions_BT is None:
@@ -168,12 +195,7 @@ class Decoder(nnx.Module):
 
     kv_L = None if cache is None else (cache.k_LBSNK, cache.v_LBSNK)
     x_BTD, kv_L = self.stack(apply, x_BTD, (None if keys is None else keys[:-1], kv_L))
-    x_BTD = self.final_norm(x_BTD)
-    logits_BTV = (self.embed if config.tie_embeddings else self.unembed).logits(x_BTD)
-    if config.padded_vocab_size != config.vocab_size:
-      exists_V = constrain(jnp.arange(config.padded_vocab_size) < config.vocab_size, "act_vocab")
-      logits_BTV = jnp.where(exists_V[None, None], logits_BTV, NO_SUCH_ID)
-    return logits_BTV, None if cache is None else Cache(*kv_L)
+    return self.final_norm(x_BTD), None if cache is None else Cache(*kv_L)
 
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache for `batch` sequences of up to `slots` tokens."""

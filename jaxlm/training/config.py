@@ -12,10 +12,13 @@ class ObjectiveConfig:
   Attributes:
     z_loss: weight of the mean of log(Z)^2 (PaLM, arXiv:2204.02311, uses 1e-4).
     label_smoothing: the share of each target spread evenly over the vocabulary.
+    loss_chunks: the logits of a step are made in so many parts, one after another: less memory for
+      large vocabularies. 1 is fastest. Must divide the sequence length.
   """
 
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  loss_chunks: int = 1
 
   def validate(self, path: str) -> None:
     """Raises UserError for values out of range."""
@@ -25,6 +28,8 @@ class ObjectiveConfig:
       raise UserError(
         f"{path}.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1"
       )
+    if self.loss_chunks < 1:
+      raise UserError(f"{path}.loss_chunks={self.loss_chunks}: must be at least 1")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,21 +13,23 @@ from jaxlm.models.base import ModelDef, Params
 from jaxlm.objectives import LossSum
 from jaxlm.training.state import TrainState
 
-# loss_fn(logits, batch) -> LossSum
-LossFn = Callable[[jax.Array, Batch], LossSum]
+# loss_fn(features, output table, batch) -> LossSum
+LossFn = Callable[[jax.Array, jax.Array, Batch], LossSum]
 
 
 def make_loss(model: ModelDef, loss_fn: LossFn) -> Callable[..., LossSum]:
   """loss(params, batch, dropout_key) -> LossSum."""
 
   def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> LossSum:
-    logits, _ = model.bind(params)(
+    module = model.bind(params)
+    features, _ = module.features(
       batch.inputs,
       segment_ids_BT=batch.segment_ids,
       positions_BT=batch.positions,
       dropout_key=dropout_key,
     )
-    return loss_fn(logits, batch)
+    with jax.named_scope("loss"):
+      return loss_fn(features, module.output_table(), batch)
 
   return loss
 
@@ -66,27 +68,29 @@ def make_train_step(
     key = None
     if dropout_seed is not None:
       key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+    # Once a step, whatever is done with the weights: gradients are taken of the narrow copy.
+    params = tree.cast_matrices(state.params, model.compute_dtype)
     if num_microbatches == 1:
-      sums, grads = grads_of(state.params, batch, key)
+      sums, grads = grads_of(params, batch, key)
     else:
       parts = jax.tree.map(lambda x: _split_rows(x, num_microbatches), batch)
 
       def add(carry: Any, part_and_index: Any) -> tuple[Any, None]:
         part, index = part_and_index
         part_key = None if key is None else jax.random.fold_in(key, index)
-        return jax.tree.map(jnp.add, carry, grads_of(state.params, part, part_key)), None
+        return jax.tree.map(jnp.add, carry, grads_of(params, part, part_key)), None
 
       zero = jnp.zeros((), jnp.float32)
       start = (LossSum(zero, zero, zero), jax.tree.map(jnp.zeros_like, state.params))
       (sums, grads), _ = jax.lax.scan(add, start, (parts, jnp.arange(num_microbatches)))
     weight = jnp.maximum(sums.weight, 1.0)
-    grads = jax.tree.map(lambda g: g / weight, grads)
-
     # Optax knows nothing of meshes: inside, the compiler chooses the layouts; outside, updates
     # and state keep theirs, so that the step compiles once.
-    update = sharding.auto(tx.update, (grads, state.opt_state))
-    updates, opt_state = update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+      grads = jax.tree.map(lambda g, p: g.astype(p.dtype) / weight, grads, state.params)
+      update = sharding.auto(tx.update, (grads, state.opt_state))
+      updates, opt_state = update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
     metrics = {
       "loss": sums.nll / weight,
       "objective": sums.total / weight,

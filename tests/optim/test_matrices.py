@@ -1,7 +1,6 @@
 """Which of a decoder's parameters are matrices to Muon, and Muon on a mesh."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from jaxlm import tree
 from jaxlm.layers.config import Norm, Positions
 from jaxlm.mesh import MeshConfig
 from jaxlm.models.config import DecoderConfig
-from jaxlm.objectives import next_token_loss
+from jaxlm.objectives import NextToken
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
 from jaxlm.optim.muon import MuonConfig
@@ -98,7 +97,7 @@ def train(num_devices):
         num_steps=10, decay_mask=tree.decay_mask, muon_dims=muon_dims(model.logical_axes())
       )
     )
-    loss = functools.partial(next_token_loss, vocab_size=60)
+    loss = NextToken(vocab_size=60)
     state = jax.jit(make_init(model, tx))(jax.random.key(0))
     start = jax.device_get(state.params)
     step = jax.jit(make_train_step(model, loss, tx), donate_argnums=0)

@@ -1,6 +1,5 @@
 """Training on any mesh is training on one device: losses, gradients and updates."""
 
-import functools
 import math
 
 import jax
@@ -13,7 +12,7 @@ from jaxlm import tree
 from jaxlm.batch import Batch
 from jaxlm.mesh import MeshConfig
 from jaxlm.models.config import DecoderConfig
-from jaxlm.objectives import next_token_loss
+from jaxlm.objectives import NextToken
 from jaxlm.optim.adamw import AdamWConfig
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.schedules import ScheduleConfig, ScheduleKind
@@ -41,7 +40,7 @@ CONFIG = DecoderConfig(
   max_seq_len=16,
   vocab_multiple=8,
 )
-LOSS = functools.partial(next_token_loss, vocab_size=60, z_loss=1e-2, label_smoothing=0.1)
+LOSS = NextToken(vocab_size=60, z_loss=1e-2, label_smoothing=0.1)
 # eps far above the gradients' rounding: Adam's division would make a whole step of it.
 OPTIM = AdamWConfig(
   peak_lr=1e-2, eps=1e-3, schedule=ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup_steps=0)

@@ -1,0 +1,97 @@
+"""The output layer and the softmax over the vocabulary as one operation.
+
+B batch, T position, D embed, V padded vocabulary. For a large vocabulary the logits are the largest
+array of a step: they are kept in the compute dtype, and what the backward pass makes of them too, so
+that its two matrix products run as fast as the others. All sums over the vocabulary are float32.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.sharding import constrain, einsum
+
+LOGITS = ("act_batch", "act_seq", "act_vocab")
+
+# The logit of the ids that only pad the table: no probability, and finite in bfloat16.
+NO_SUCH_ID = -1e9
+
+
+class TokenScores(NamedTuple):
+  """What losses are made of, float32 (B, T) each.
+
+  log_z: log of the sum of exp(logits). target: the target's logit. mean: the mean logit over the
+  ids that exist.
+  """
+
+  log_z: jax.Array
+  target: jax.Array
+  mean: jax.Array
+
+
+def logits(x_BTD: jax.Array, table_VD: jax.Array, vocab_size: int) -> jax.Array:
+  """x table^T, (B, T, V) in the dtype of x; NO_SUCH_ID from vocab_size on."""
+  y_BTV = einsum("BTD,VD->BTV", x_BTD, table_VD, out=LOGITS)
+  if vocab_size == table_VD.shape[0]:
+    return y_BTV
+  return jnp.where(_ids(table_VD.shape[0]) < vocab_size, y_BTV, NO_SUCH_ID)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def token_scores(
+  x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int
+) -> TokenScores:
+  """The scores of each position's logits.
+
+  Args:
+    x_BTD: the last hidden state, compute dtype.
+    table_VD: the output table in the same dtype, its rows padded beyond vocab_size.
+    targets_BT: int32 ids below vocab_size.
+    vocab_size: the number of ids that exist.
+  """
+  return _scores(logits(x_BTD, table_VD, vocab_size), targets_BT, vocab_size)
+
+
+def _ids(size: int) -> jax.Array:
+  return constrain(jnp.arange(size)[None, None], None, None, "act_vocab")
+
+
+def _scores(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int) -> TokenScores:
+  wide_BTV, ids_11V = logits_BTV.astype(jnp.float32), _ids(logits_BTV.shape[-1])
+  # A comparison rather than an index: with the vocabulary sharded it stays local, and is never
+  # written to memory.
+  hit_BTV = ids_11V == targets_BT[..., None]
+  return TokenScores(
+    log_z=jax.nn.logsumexp(wide_BTV, axis=-1),
+    target=jnp.sum(jnp.where(hit_BTV, wide_BTV, 0), axis=-1),
+    mean=jnp.sum(jnp.where(ids_11V < vocab_size, wide_BTV, 0), axis=-1) / vocab_size,
+  )
+
+
+def _forward(
+  x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int
+) -> tuple[TokenScores, tuple[jax.Array, ...]]:
+  logits_BTV = logits(x_BTD, table_VD, vocab_size)
+  scores = _scores(logits_BTV, targets_BT, vocab_size)
+  return scores, (x_BTD, table_VD, targets_BT, logits_BTV, scores.log_z)
+
+
+def _backward(
+  vocab_size: int, kept: tuple[jax.Array, ...], g: TokenScores
+) -> tuple[jax.Array, jax.Array, None]:
+  x_BTD, table_VD, targets_BT, logits_BTV, log_z_BT = kept
+  ids_11V = _ids(logits_BTV.shape[-1])
+  p_BTV = jnp.exp(logits_BTV.astype(jnp.float32) - log_z_BT[..., None])
+  d_BTV = g.log_z[..., None] * p_BTV
+  d_BTV += jnp.where(ids_11V == targets_BT[..., None], g.target[..., None], 0)
+  d_BTV += jnp.where(ids_11V < vocab_size, g.mean[..., None] / vocab_size, 0)
+  # In the compute dtype: a float32 factor would make both products several times slower.
+  d_BTV = d_BTV.astype(x_BTD.dtype)
+  d_BTD = einsum("BTV,VD->BTD", d_BTV, table_VD, out=("act_batch", "act_seq", "act_embed"))
+  d_VD = einsum("BTV,BTD->VD", d_BTV, x_BTD, out=("vocab", None))
+  return d_BTD, d_VD, None
+
+
+token_scores.defvjp(_forward, _backward)

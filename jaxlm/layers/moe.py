@@ -1,0 +1,264 @@
+"""A mixture-of-experts feed-forward layer: each token goes through k of E gated MLPs.
+
+B batch, T position, N tokens of one device, D embed, E experts, F mlp of an expert, K experts of a
+token, C capacity of an expert, R rows that the experts work on.
+
+Every device routes and sorts its own tokens and holds all experts of its share of F: data, sequence
+and tensor parallelism work, and experts spread over devices (expert parallelism) are not supported.
+The table of rules needs `experts`, mapped to None.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.kernels.grouped_matmul import Backends, grouped_matmul
+from jaxlm.layers.config import Activation
+from jaxlm.sharding import Initializer, active, constrain, gather, param
+
+X_AXES = ("act_batch", "act_seq", "act_embed")
+
+
+class MoeAux(NamedTuple):
+  """What a layer says of its routing: float32 scalars, over the tokens of all devices.
+
+  Attributes:
+    load_balance: E Σ_e f_e p_e (Fedus et al. 2021, arXiv:2101.03961, without their factor): f the
+      experts' shares of the choices, p their mean probabilities. 1 when even, E at worst.
+    z_loss: mean squared logsumexp of the router's logits (Zoph et al. 2022, arXiv:2202.08906).
+    load_entropy: entropy of f in units of log E: 1 when even, 0 when one expert gets all.
+    dropped: the share of choices that found their expert full.
+  """
+
+  load_balance: jax.Array
+  z_loss: jax.Array
+  load_entropy: jax.Array
+  dropped: jax.Array
+
+
+class _Sums(NamedTuple):
+  """One device's sums over its tokens, with a leading dim of 1 that is spread over the devices."""
+
+  choices_1E: jax.Array
+  probs_1E: jax.Array
+  z_1: jax.Array
+  dropped_1: jax.Array
+
+
+class MoeMlp(nnx.Module):
+  """Σ_k g_k expert_k(x): the likeliest experts of each token (arXiv:1701.06538).
+
+  The weights g are their probabilities, normalised to sum 1 as in Mixtral (arXiv:2401.04088). A
+  single expert is weighted by its probability as it is (Switch): normalised, it would be the
+  constant 1, and the router would learn nothing from the loss. Experts are SwiGLU or GEGLU without
+  biases; the router computes in float32.
+
+  Attributes:
+    capacity_factor: None: no choice is ever dropped, and experts are grouped matmuls over groups of
+      any size. A number: each device's experts take at most capacity_factor · N · K / E tokens
+      each, earlier tokens first, in one dense batched matmul; what finds no place adds nothing.
+    backends: of the grouped matmuls; None: the fastest known.
+  """
+
+  def __init__(
+    self,
+    *,
+    embed_dim: int,
+    mlp_dim: int,
+    num_experts: int,
+    experts_per_token: int,
+    activation: Activation,
+    capacity_factor: float | None = None,
+    backends: Backends | None = None,
+    init: Initializer,
+    init_out: Initializer,
+    dtype: Any,
+    param_dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    if activation not in (Activation.SWIGLU, Activation.GEGLU):
+      raise ValueError(f"{activation=}: experts are gated, SWIGLU or GEGLU")
+    if not 1 <= experts_per_token <= num_experts:
+      raise ValueError(f"{experts_per_token=}: must be between 1 and {num_experts=}")
+    D, E, F = embed_dim, num_experts, mlp_dim
+    self.activation, self.experts_per_token, self.dtype = activation, experts_per_token, dtype
+    self.capacity_factor, self.backends = capacity_factor, backends
+
+    def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+      return param(how, rngs.params(), shape, axes, param_dtype)
+
+    self.router = make(init, (D, E), "embed", "experts")
+    self.gate = make(init, (E, D, F), "experts", "embed", "mlp")
+    self.up = make(init, (E, D, F), "experts", "embed", "mlp")
+    self.down = make(init_out, (E, F, D), "experts", "mlp", "embed")
+
+  def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, MoeAux]:
+    weights = (
+      gather(self.router[...], jnp.float32),
+      gather(self.gate[...], self.dtype),
+      gather(self.up[...], self.dtype),
+      gather(self.down[...], self.dtype),
+    )
+    layout = active()
+    if layout is None:
+      y_BTD, sums = self._local(x_BTD, *weights)
+    else:
+      x_spec, w_spec = layout.spec(X_AXES), layout.spec(("experts", None, "mlp"))
+      token_axes = tuple(a for entry in x_spec[:2] for a in _mesh_axes(entry))
+      if set(token_axes) & {a for entry in w_spec for a in _mesh_axes(entry)}:
+        raise ValueError("`experts` and `mlp` must not be on a mesh axis that splits tokens")
+      # Weights that are whole on an axis get the sum of its devices' gradients, and results that
+      # are whole on it hand each device its share: the transpose of shard_map sees to both.
+      y_BTD, sums = jax.shard_map(
+        functools.partial(self._local, mlp_axes=_mesh_axes(w_spec[2])),
+        in_specs=(x_spec, jax.P(), w_spec, w_spec, layout.spec(("experts", "mlp", None))),
+        out_specs=(x_spec, jax.P(token_axes)),
+        check_vma=False,
+      )(constrain(x_BTD, *X_AXES), *weights)
+    return checkpoint_name(y_BTD, "mlp"), _aux(sums, num_tokens=math.prod(x_BTD.shape[:2]))
+
+  def _local(
+    self,
+    x_BTD: jax.Array,
+    router_DE: jax.Array,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    *,
+    mlp_axes: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, _Sums]:
+    """One device's tokens through all experts, of which it may hold a part of F."""
+    (E, D, F), K = gate_EDF.shape, self.experts_per_token
+    x_ND = x_BTD.reshape(-1, D)
+    N = x_ND.shape[0]
+
+    logits_NE = jnp.einsum(
+      "ND,DE->NE", x_ND.astype(jnp.float32), router_DE, precision=lax.Precision.HIGHEST
+    )
+    probs_NE = jax.nn.softmax(logits_NE, axis=-1)
+    top_NK, experts_NK = lax.top_k(logits_NE, K)
+    if K > 1:
+      gates_NK = jax.nn.softmax(top_NK, axis=-1)
+    else:
+      gates_NK = jnp.take_along_axis(probs_NE, experts_NK, axis=-1)
+
+    sizes_E = jnp.sum(experts_NK.reshape(-1, 1) == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
+    order = jnp.argsort(experts_NK.reshape(-1), stable=True)
+    if self.capacity_factor is None:
+      choice_R, row_NK = order, _inverse(order)
+    else:
+      C = min(N, math.ceil(self.capacity_factor * N * K / E))
+      choice_R, row_NK = _capacity_rows(order, experts_NK, sizes_E, C)
+    x_RD = _dispatch(K, x_ND.astype(self.dtype), choice_R, row_NK)
+    gates_R1 = _dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
+
+    # The concatenation is one pass with the cast of the weights, and lets one product read x once.
+    gate_up_EDF = jnp.concatenate([gate_EDF, up_EDF], axis=-1)
+    h_RF = checkpoint_name(self._experts(x_RD, gate_up_EDF, sizes_E), "mlp")
+    gate_RF, up_RF = h_RF[:, :F], h_RF[:, F:]
+    match self.activation:
+      case Activation.SWIGLU:
+        act_RF = jax.nn.silu(gate_RF) * up_RF
+      case _:
+        act_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
+    # A token's weight of its expert commutes with the last product. Applied before it, its gradient
+    # needs no second look at the product's result, which then need not be kept.
+    act_RF = (act_RF.astype(jnp.float32) * gates_R1).astype(self.dtype)
+    y_ND = _combine(K, self._experts(act_RF, down_EFD, sizes_E), choice_R, row_NK)
+    if mlp_axes:
+      y_ND = lax.psum(y_ND, mlp_axes)
+
+    kept = jnp.sum(row_NK < choice_R.shape[0], dtype=jnp.float32)
+    sums = _Sums(
+      choices_1E=sizes_E.astype(jnp.float32)[None],
+      probs_1E=jnp.sum(probs_NE, axis=0)[None],
+      z_1=jnp.sum(jax.nn.logsumexp(logits_NE, axis=-1) ** 2)[None],
+      dropped_1=(N * K - kept)[None],
+    )
+    return y_ND.reshape(x_BTD.shape), sums
+
+  def _experts(self, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Each expert's rows times its matrix."""
+    if self.capacity_factor is None:
+      return grouped_matmul(x_RD, w_EDF, sizes_E, backends=self.backends)
+    E, D, F = w_EDF.shape
+    return jnp.einsum("ECD,EDF->ECF", x_RD.reshape(E, -1, D), w_EDF).reshape(-1, F)
+
+
+def _mesh_axes(entry: Any) -> tuple[str, ...]:
+  """The mesh axes of one entry of a PartitionSpec."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _aux(sums: _Sums, num_tokens: int) -> MoeAux:
+  choices_E, probs_E = jnp.sum(sums.choices_1E, axis=0), jnp.sum(sums.probs_1E, axis=0)
+  E, total = choices_E.shape[0], jnp.sum(choices_E)
+  load_E = choices_E / total
+  entropy = -jnp.sum(jax.scipy.special.xlogy(load_E, load_E))
+  return MoeAux(
+    load_balance=E * jnp.sum(load_E * probs_E / num_tokens),
+    z_loss=jnp.sum(sums.z_1) / num_tokens,
+    load_entropy=entropy / math.log(max(E, 2)),
+    dropped=jnp.sum(sums.dropped_1) / total,
+  )
+
+
+# Choices are the N·K pairs of a token and one of its experts, in the order of tokens. Rows are what
+# the experts work on. `choice_R` says which choice a row holds, N·K if none; `row_NK` in which row
+# a choice is, R if dropped. With both at hand every copy, forward and backward, is a gather: the
+# scatters that differentiation would make of gathers are far slower on GPUs.
+
+
+def _inverse(order: jax.Array) -> jax.Array:
+  ids = jnp.arange(order.shape[0], dtype=order.dtype)
+  return jnp.zeros_like(order).at[order].set(ids, unique_indices=True)
+
+
+def _capacity_rows(
+  order: jax.Array, experts_NK: jax.Array, sizes_E: jax.Array, C: int
+) -> tuple[jax.Array, jax.Array]:
+  """(choice_R, row_NK) where expert e has the rows from e C on, filled with its first choices."""
+  E, num_choices = sizes_E.shape[0], order.shape[0]
+  starts_E = jnp.cumsum(sizes_E) - sizes_E
+  slots_1C = jnp.arange(C)[None]
+  sources_EC = order.at[starts_E[:, None] + slots_1C].get(mode="fill", fill_value=num_choices)
+  choice_EC = jnp.where(slots_1C < sizes_E[:, None], sources_EC, num_choices)
+  experts = experts_NK.reshape(-1)
+  ranks = _inverse(order) - starts_E[experts]
+  return choice_EC.reshape(-1), jnp.where(ranks < C, experts * C + ranks, E * C)
+
+
+def _rows(x: jax.Array, ids: jax.Array) -> jax.Array:
+  """x[ids], zeros for ids past the end."""
+  return x.at[ids].get(mode="fill", fill_value=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dispatch(K: int, x_ND: jax.Array, choice_R: jax.Array, row_NK: jax.Array) -> jax.Array:
+  """(R, D): the token of each row's choice, K choices a token."""
+  return _rows(x_ND, choice_R // K)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _combine(K: int, y_RD: jax.Array, choice_R: jax.Array, row_NK: jax.Array) -> jax.Array:
+  """(N, D): the sum of each token's rows, in float32 inside. The transpose of _dispatch."""
+  y_NKD = _rows(y_RD, row_NK).reshape(-1, K, y_RD.shape[1])
+  return jnp.sum(y_NKD, axis=1, dtype=jnp.float32).astype(y_RD.dtype)
+
+
+_dispatch.defvjp(
+  lambda K, x, choice, row: (_dispatch(K, x, choice, row), (choice, row)),
+  lambda K, ids, dy: (_combine(K, dy, *ids), None, None),
+)
+_combine.defvjp(
+  lambda K, y, choice, row: (_combine(K, y, choice, row), (choice, row)),
+  lambda K, ids, dy: (_dispatch(K, dy, *ids), None, None),
+)
