@@ -9,6 +9,7 @@ CPUs), torch.compile, scaled_dot_product_attention, fused AdamW, clipping to nor
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -253,8 +254,7 @@ def train(job: dict[str, Any], directory: Path) -> dict[str, Any]:
     marks.append(_mark(cuda))
   synchronise()
   block_seconds = time.perf_counter() - start
-  pairs = zip(marks[:-1], marks[1:], strict=True)
-  step_ms = [a.elapsed_time(b) if cuda else (b - a) * 1e3 for a, b in pairs]
+  step_ms = [a.elapsed_time(b) if cuda else (b - a) * 1e3 for a, b in itertools.pairwise(marks)]
   found = {"torch": torch.__version__, "python": platform.python_version()}
   if "transformers" in sys.modules:
     found["transformers"] = sys.modules["transformers"].__version__

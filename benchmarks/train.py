@@ -1,4 +1,4 @@
-"""Training speed beside what one would pick instead: python benchmarks/train.py --model=1b --peer=hf
+"""Training speed beside what one would pick instead, on one device.
 
 usage: python benchmarks/train.py [--model=1b|llama1b|gpt2|3b|tiny] [--peer=hf|nanogpt|none]
          [--steps=30 --warmup=10 --batch=N --seq=N --packed --rounds=1 --same_init]
@@ -6,7 +6,7 @@ usage: python benchmarks/train.py [--model=1b|llama1b|gpt2|3b|tiny] [--peer=hf|n
          [--peer_attention=default|cudnn|flex] [--peer_compile=default|max-autotune|eager]
          [--peer_python=PATH] [--results=FILE]
 
-One device. jaxlm and the peer (PyTorch: transformers, or a nanoGPT-style loop; torch_peer.py) train
+jaxlm and the peer (PyTorch: transformers, or a nanoGPT-style loop; torch_peer.py) train
 the same shape on the same batches with the same optimizer, clipping and learning rates, each in a
 process of its own, one after another (A B, then B A, … with --rounds). Batches lie on the device
 before the clock starts: this measures the step, loader.py the input pipeline. Losses are fetched
@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import configlib
+from jaxlm import configlib, xla_flags
 from jaxlm.config import RunConfig
 from jaxlm.data.config import DataConfig, SyntheticConfig
 from jaxlm.data.rows import batch_from_rows
@@ -441,7 +441,10 @@ def run_process(who: str, job: Mapping[str, Any], directory: Path, python: str) 
   print(f"{who} …", file=sys.stderr, flush=True)
   with tempfile.TemporaryDirectory() as cache:
     environment["TORCHINDUCTOR_CACHE_DIR"] = cache
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+      done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+      return {"who": who, "error": f"{command[0]}: {error.strerror}"}
   if done.returncode or not out.exists():
     print(done.stderr[-6000:], file=sys.stderr)
     lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
@@ -454,10 +457,7 @@ def run_process(who: str, job: Mapping[str, Any], directory: Path, python: str) 
 
 def worker(directory: Path) -> None:
   """Trains with jaxlm what DIR/job.json says; leaves DIR/result.json."""
-  with contextlib.suppress(ImportError):
-    from jaxlm import xla_flags  # type: ignore[attr-defined, unused-ignore]
-
-    xla_flags.apply()
+  xla_flags.apply()
   import jax
 
   from jaxlm import run, tree
@@ -478,7 +478,8 @@ def worker(directory: Path) -> None:
     state = jax.block_until_ready(program.init(jax.random.key(config.seed)))
     parameters = tree.count(state.params)
     if job["same_init"]:
-      np.savez(directory / "weights.npz", **llama_weights(jax.device_get(state.params)))
+      weights: Any = llama_weights(jax.device_get(state.params))
+      np.savez(directory / "weights.npz", **weights)
     began = time.perf_counter()
     lowered = program.step.lower(state, batches[0])
     traced = time.perf_counter()
@@ -647,10 +648,10 @@ def main(argv: Sequence[str]) -> int:
   with tempfile.TemporaryDirectory() as name:
     directory = Path(name)
     vocab = SHAPES[job["model"]].config(job["seq"]).vocab_size
-    batches = make_batches(
+    batches: Any = make_batches(
       job["seed"], DISTINCT_BATCHES, job["batch"], job["seq"], vocab, packed=job["packed"]
     )
-    np.savez(directory / "batches.npz", **batches)  # type: ignore[arg-type, unused-ignore]
+    np.savez(directory / "batches.npz", **batches)
     for who in order(arguments.rounds, job["peer"]):
       its_job = job if who == "jaxlm" else peer_job(job)
       row = run_process(who, its_job, directory, arguments.peer_python)

@@ -33,13 +33,14 @@ FREE = (
   "data.phases",  # the rows trained on so far are checked by the seal
   "data.sources",
   "model.compute_dtype",
+  "model.matmul",
   "model.remat",
   "model.attention",
   "objective.loss_chunks",
 )
 
 # The parts of a model's config that do not say what its parameters mean.
-MODEL_FREE = ("compute_dtype", "remat", "attention", "dropout")
+MODEL_FREE = ("compute_dtype", "matmul", "remat", "attention", "dropout")
 
 
 @dataclasses.dataclass(kw_only=True)

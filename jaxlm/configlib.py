@@ -259,20 +259,24 @@ def _convert(value: Any, tp: Any, path: str, *, from_json: bool) -> Any:
 def parse_text(text: str, tp: Any) -> Any:
   """Reads one command-line value as the field type `tp` (its None stripped).
 
-  `none` reads as None except for str; tuples are written `a,b`; enum names in any case.
+  `none` reads as None except for str and for an enum that has a member of that name; tuples are
+  written `a,b`; enum names in any case.
 
   Raises:
     ValueError: "expected int" and the like.
   """
-  if text.lower() == "none" and tp is not str:
+  members: dict[str, Any] = {}
+  if isinstance(tp, type) and issubclass(tp, enum.Enum):
+    members = {name.lower(): member for name, member in tp.__members__.items()}
+  if text.lower() == "none" and tp is not str and "none" not in members:
     return None
   try:
     if tp in (int, float, str):
       return tp(text)
     if tp is bool:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    if isinstance(tp, type) and issubclass(tp, enum.Enum):
-      return {name.lower(): member for name, member in tp.__members__.items()}[text.lower()]
+    if members:
+      return members[text.lower()]
     if typing.get_origin(tp) is tuple:
       item_type = typing.get_args(tp)[0]
       inner = text.strip()

@@ -27,6 +27,7 @@ RULES: dict[str, Rule] = {
   "kv_heads": "model",
   "head_dim": None,
   "mlp": "model",
+  "experts": None,
   "norm": None,
   "positions": None,
   "layers": None,

@@ -187,7 +187,7 @@ def _check_run(workdir: Path, data: Path) -> None:
 
 def _choose(workdir: Path, data: Path, manifest: "Manifest") -> "RunConfig":
   """The config of the run that is there, or a new one; says what and why."""
-  from jaxlm import configlib, sizing
+  from jaxlm import configlib, sizing, xla_flags
   from jaxlm.workdir import Workdir
 
   directory = Workdir(workdir)
@@ -195,6 +195,7 @@ def _choose(workdir: Path, data: Path, manifest: "Manifest") -> "RunConfig":
     config: RunConfig = configlib.load_json(directory.config)
     print(f"{workdir}: holds a run on this text; it goes on with the settings it began with")
     return config
+  xla_flags.apply()  # before the machine is measured, which starts JAX's backend
   budget = sizing.Budget(
     tokens=manifest.splits["train"].tokens,
     seconds=60 * (MINUTES.value or _MINUTES),

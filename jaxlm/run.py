@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxlm import configlib, lineage, tree
+from jaxlm import configlib, lineage, tree, xla_flags
 from jaxlm.checkpoint import Checkpointer, Meta
 from jaxlm.config import RunConfig, model_fingerprint
 from jaxlm.data.config import TokenShardsConfig
@@ -20,7 +20,7 @@ from jaxlm.evals.perplexity import Score, make_scoring_step, score
 from jaxlm.lineage import Seal
 from jaxlm.metrics import peak_flops
 from jaxlm.models.base import Params
-from jaxlm.program import build_program
+from jaxlm.program import build_program, compile_step
 from jaxlm.sharding import Layout, make_layout
 from jaxlm.tokenizers.base import load_tokenizer
 from jaxlm.tracking.base import NoTracker
@@ -35,6 +35,7 @@ from jaxlm.workdir import Workdir
 
 def setup_jax() -> None:
   """Process-wide settings, before any model is built."""
+  xla_flags.apply()
   # Modules are plain pytrees: no shared references, so none are looked for.
   nnx.set_graph_mode(False)
   nnx.set_graph_updates(False)
@@ -221,6 +222,7 @@ class _Training:
       print(f"{directory.path}: already trained to step {start_step}; nothing to do")
       self.checkpointer.close()
       return True
+    step = compile_step(config, self.layout)
     batch, seq_len = config.global_batch_size, config.data.seq_len
     model: Any = config.model
     device, num_devices = self.layout.mesh.devices.flat[0], self.layout.mesh.size
@@ -230,7 +232,8 @@ class _Training:
     print(
       f"{'resuming' if start_step else 'training'} {directory.path}: "
       f"{short(tree.count(state.params))} parameters, {num_devices} × {device.device_kind}, "
-      f"{short(batch * seq_len)} tokens a step, steps {start_step}–{config.num_steps}",
+      f"{short(batch * seq_len)} tokens a step, steps {start_step}–{config.num_steps}\n"
+      f"{step.describe()}",
       file=sys.stderr,
       flush=True,
     )
@@ -258,7 +261,7 @@ class _Training:
         progress.message(f"step {step}: held-out {_describe(values)}")
 
       loop = Loop(
-        step_fn=self.program.step,
+        step_fn=step.call,
         layout=self.layout,
         batches=batches,
         listener=monitor,

@@ -10,6 +10,7 @@ import pytest
 
 from jaxlm import configlib
 from jaxlm.errors import UserError
+from jaxlm.layers.config import Remat
 
 
 class Kind(enum.Enum):
@@ -214,6 +215,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     ("linear", Kind, Kind.LINEAR),
     ("none", float, None),
     ("none", str, "none"),
+    ("NONE", Remat, Remat.NONE),  # not None, which would mean FULL to jax.checkpoint
     ("a,b", tuple[str, ...], ("a", "b")),
     ("dir/x", tuple[str, ...], ("dir/x",)),
     ("('a', 'b')", tuple[str, ...], ("a", "b")),

@@ -4,17 +4,46 @@ B batch, T query position, S key position, N kv heads, G query heads per kv head
 K head_dim.
 """
 
+import contextlib
+import contextvars
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.errors import UserError
+from jaxlm.kernels import splash
 from jaxlm.layers.config import AttentionImpl
 from jaxlm.sharding import active, constrain, einsum, reshape, spec
 
 # What a masked score is set to: large enough to vanish in the softmax, small enough that a row
 # with nothing to attend to (padding) stays finite.
 MASKED = -1e30
+
+# How each kernel shows in a compiled program: one that is missing there was silently replaced.
+HLO_NAMES = {
+  AttentionImpl.CUDNN: "__cudnn$fmha",
+  AttentionImpl.MOSAIC: "mosaic_gpu",
+  AttentionImpl.SPLASH: "tpu_custom_call",
+}
+
+_chosen: contextvars.ContextVar[set[AttentionImpl] | None] = contextvars.ContextVar(
+  "chosen", default=None
+)
+
+
+@contextlib.contextmanager
+def chosen() -> Iterator[set[AttentionImpl]]:
+  """Collects which kernels `attention` chooses in what is traced inside."""
+  found: set[AttentionImpl] = set()
+  token = _chosen.set(found)
+  try:
+    yield found
+  finally:
+    _chosen.reset(token)
 
 
 def attention(
@@ -34,7 +63,8 @@ def attention(
     q_BTHK, k_BSNK, v_BSNK: queries, keys and values; N divides H.
     slots_BT: int32, the key slot of each query, when keys come from a cache: it sees the slots up
       to its own. None: T == S and slot t belongs to query t.
-    segment_ids_BT: int32, the document of each token; nothing is seen across them.
+    segment_ids_BT: int32, the document of each token, neighbours alike; nothing is seen across
+      them.
     positions_BT: int32, places in the document; needed for ALiBi.
     alibi_slopes: float32 (H,), or None.
     impl: see AttentionImpl.
@@ -43,40 +73,116 @@ def attention(
     (B, T, H, K) in the dtype of the queries.
 
   Raises:
-    UserError: CUDNN is asked for where it can't do what is asked.
+    UserError: a kernel is asked for where it can't do what is asked.
   """
-  plain = slots_BT is None and segment_ids_BT is None and alibi_slopes is None
-  fits = plain and q_BTHK.dtype in (jnp.bfloat16, jnp.float16) and q_BTHK.shape[-1] % 8 == 0
-  on_gpu = jax.default_backend() == "gpu"
-  if impl is AttentionImpl.CUDNN and not (fits and on_gpu):
-    raise UserError(
-      "config.model.attention=CUDNN needs a GPU, bfloat16, no ALiBi and one document a row "
-      "(config.data.attend_across_documents=true): use AUTO"
-    )
-  if fits and on_gpu and impl is not AttentionImpl.XLA:
-    return _cudnn(q_BTHK, k_BSNK, v_BSNK)
+  plain = slots_BT is None and alibi_slopes is None
+  able = _able(q_BTHK, k_BSNK, packed=segment_ids_BT is not None) if plain else []
+  if impl is AttentionImpl.AUTO:
+    impl = able[0] if able else AttentionImpl.XLA
+  elif impl is not AttentionImpl.XLA and impl not in able:
+    raise UserError(f"config.model.attention={impl.name} {_NEEDS[impl]}: use AUTO")
+  found = _chosen.get()
+  if found is not None:
+    found.add(impl)
+  match impl:
+    case AttentionImpl.CUDNN:
+      return _on_shards(_cudnn, q_BTHK, k_BSNK, v_BSNK, None)
+    case AttentionImpl.MOSAIC:
+      return _on_shards(_mosaic, q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
+    case AttentionImpl.SPLASH:
+      kernel = functools.partial(splash.splash_attention, residual_name="context")
+      return _on_shards(kernel, q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
   return _reference(q_BTHK, k_BSNK, v_BSNK, slots_BT, segment_ids_BT, positions_BT, alibi_slopes)
 
 
-def _cudnn(q_BTHK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array) -> jax.Array:
-  """cuDNN's flash attention, named explicitly: JAX's default would be the slow path."""
+_NEEDS = {
+  AttentionImpl.CUDNN: (
+    "needs an NVIDIA GPU, bfloat16, no ALiBi and one document a row "
+    "(config.data.attend_across_documents=true)"
+  ),
+  AttentionImpl.MOSAIC: (
+    "needs a Hopper or Blackwell GPU, bfloat16, no ALiBi and tokamax (pip install 'jaxlm[cuda]', "
+    "Python 3.12 or newer)"
+  ),
+  AttentionImpl.SPLASH: "needs a TPU, no ALiBi and config.data.seq_len a multiple of 128",
+}
 
-  def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
+def _able(q_BTHK: jax.Array, k_BSNK: jax.Array, *, packed: bool) -> list[AttentionImpl]:
+  """The kernels that can do causal attention of these arrays here, the fastest first."""
+  if jax.default_backend() == "tpu":
+    return [AttentionImpl.SPLASH] if splash.fits(q_BTHK, k_BSNK) else []
+  half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+  if jax.default_backend() != "gpu" or not half or q_BTHK.shape[-1] % 8:
+    return []
+  mosaic = [AttentionImpl.MOSAIC] if _has_mosaic(q_BTHK.shape[-1]) else []
+  return mosaic if packed else [AttentionImpl.CUDNN, *mosaic]
+
+
+def _has_mosaic(head_dim: int) -> bool:
+  capability = getattr(jax.devices()[0], "compute_capability", "0")
+  has_package = importlib.util.find_spec("tokamax") is not None
+  return has_package and float(capability) >= 9.0 and head_dim % 64 == 0
+
+
+def _on_shards(
+  kernel: Callable[..., jax.Array],
+  q_BTHK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  segment_ids_BT: jax.Array | None,
+) -> jax.Array:
+  """A kernel that knows nothing of meshes, on each device's rows and heads."""
   layout = active()
   if layout is None:
-    return local(q_BTHK, k_BSNK, v_BSNK)
-  # A query shard needs an offset that this kernel's public form doesn't take: queries are brought
-  # together over the sequence axis for the kernel, and spread again after it.
+    return kernel(q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
+  # A query shard needs an offset that these kernels don't take: queries are brought together over
+  # the sequence axis for the kernel, and spread again after it.
   q_axes, k_axes = ("act_batch", None, "act_heads", None), ("act_batch", None, "act_kv_heads", None)
+  q_spec, k_spec, rows = layout.spec(q_axes), layout.spec(k_axes), layout.spec(("act_batch", None))
+  if segment_ids_BT is not None:
+    segment_ids_BT = constrain(segment_ids_BT, "act_batch", None)
   out = jax.shard_map(
-    local,
-    in_specs=(layout.spec(q_axes), layout.spec(k_axes), layout.spec(k_axes)),
-    out_specs=layout.spec(q_axes),
+    kernel,
+    in_specs=(q_spec, k_spec, k_spec, None if segment_ids_BT is None else rows),
+    out_specs=q_spec,
     check_vma=False,
-  )(constrain(q_BTHK, *q_axes), constrain(k_BSNK, *k_axes), constrain(v_BSNK, *k_axes))
+  )(
+    constrain(q_BTHK, *q_axes),
+    constrain(k_BSNK, *k_axes),
+    constrain(v_BSNK, *k_axes),
+    segment_ids_BT,
+  )
   return constrain(out, "act_batch", "act_seq", "act_heads", None)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: None) -> jax.Array:
+  """cuDNN's flash attention, named explicitly: JAX's default would be the slow path."""
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+# Jitted, so that all layers share one kernel: compiled one by one, 24 layers took 170 s.
+@jax.jit
+def _mosaic(
+  q_BTHK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, segment_ids_BT: jax.Array | None
+) -> jax.Array:
+  """tokamax's flash attention (Mosaic GPU): each query sees keys from its document's first on."""
+  # Its public function takes no such mask; the (T, T) one that it takes is slow.
+  from tokamax._src.ops.attention import base
+  from tokamax._src.ops.attention.pallas_mosaic_gpu import PallasMosaicGpuFlashAttention
+
+  start_B1T = None if segment_ids_BT is None else first_keys(segment_ids_BT)[:, None]
+  mask = base.Mask(k_start=start_B1T, is_causal=True)
+  scale = q_BTHK.shape[-1] ** -0.5
+  return PallasMosaicGpuFlashAttention()(q_BTHK, k_BSNK, v_BSNK, mask=mask, logits_scale=scale)
+
+
+def first_keys(segment_ids_BT: jax.Array) -> jax.Array:
+  """int32 (B, T), the place in the row where each token's document begins."""
+  changed_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+  begins_BT = jnp.where(changed_BT, jnp.arange(1, segment_ids_BT.shape[1])[None], 0)
+  starts_BT = jnp.pad(begins_BT, ((0, 0), (1, 0)))
+  return jax.lax.cummax(starts_BT, axis=1).astype(jnp.int32)
 
 
 def _reference(

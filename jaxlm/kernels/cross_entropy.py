@@ -1,8 +1,9 @@
 """The output layer and the softmax over the vocabulary as one operation.
 
-B batch, T position, D embed, V padded vocabulary. For a large vocabulary the logits are the largest
-array of a step: they are kept in the compute dtype, and what the backward pass makes of them too, so
-that its two matrix products run as fast as the others. All sums over the vocabulary are float32.
+B batch, T position, D embed, V padded vocabulary. For a large vocabulary the logits are the
+largest array of a step: they are kept in the compute dtype, and what the backward pass makes of
+them too, so that its two matrix products run as fast as the others. All sums over the vocabulary
+are float32.
 """
 
 from functools import partial

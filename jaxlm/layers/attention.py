@@ -9,7 +9,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.attention import attention
-from jaxlm.layers.config import AttentionImpl, Positions
+from jaxlm.kernels.fp8 import fp8_einsum
+from jaxlm.layers.config import AttentionImpl, Matmul, Positions
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.layers.positions import alibi_slopes, rope
 from jaxlm.sharding import Initializer, constant, constrain, einsum, gather, param, reshape, spec
@@ -33,6 +34,7 @@ class Attention(nnx.Module):
     use_bias: bool,
     norm_eps: float,
     impl: AttentionImpl,
+    matmul: Matmul,
     init: Initializer,
     init_out: Initializer,
     dtype: Any,
@@ -42,6 +44,8 @@ class Attention(nnx.Module):
     D, H, N, K = embed_dim, num_heads, kv_heads, head_dim
     self.positions, self.rope_theta, self.impl, self.dtype = positions, rope_theta, impl, dtype
     self.num_heads, self.qk_norm, self.use_bias = num_heads, qk_norm, use_bias
+
+    self.einsum = fp8_einsum if matmul is Matmul.FP8 else einsum
 
     def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
       return param(how, rngs.params(), shape, axes, param_dtype)
@@ -96,13 +100,13 @@ class Attention(nnx.Module):
     )
     o_BTHK = checkpoint_name(o_BTHK, "context")
     out = gather(self.out[...], self.dtype)
-    y_BTD = einsum("BTHK,HKD->BTD", o_BTHK, out, out=("act_batch", "act_seq", "act_embed"))
+    y_BTD = self.einsum("BTHK,HKD->BTD", o_BTHK, out, out=("act_batch", "act_seq", "act_embed"))
     if self.use_bias:
       y_BTD += self.out_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "out"), cache
 
   def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values in one product: P = G queries, a key and a value for each kv head."""
+    """Queries, keys and values in one product: P = G queries, a key, a value for each kv head."""
     (D, H, K), N = self.q.shape, self.k.shape[1]
     G = H // N
 
@@ -116,13 +120,15 @@ class Attention(nnx.Module):
       return jnp.concatenate(tuple(heads), axis=-2)
 
     axes = ("act_batch", "act_seq", "act_kv_heads", None, None)
-    y_BTNPK = einsum("BTD,DNPK->BTNPK", x_BTD, join("", (D,)), out=axes)
+    y_BTNPK = self.einsum("BTD,DNPK->BTNPK", x_BTD, join("", (D,)), out=axes)
     if self.use_bias:
       y_BTNPK += join("_bias", ())[None, None]
     y_BTNPK = checkpoint_name(y_BTNPK, "qkv")
     q_axes = ("act_batch", "act_seq", "act_heads", None)
-    q_BTHK = reshape(y_BTNPK[..., :G, :], (*x_BTD.shape[:2], H, K), *q_axes)
-    return q_BTHK, y_BTNPK[..., G, :], y_BTNPK[..., G + 1, :]
+    # Split, not sliced: its transpose joins the three gradients, slices would add padded arrays.
+    q_BTNGK, k_BTN1K, v_BTN1K = jnp.split(y_BTNPK, (G, G + 1), axis=-2)
+    q_BTHK = reshape(q_BTNGK, (*x_BTD.shape[:2], H, K), *q_axes)
+    return q_BTHK, k_BTN1K.squeeze(-2), v_BTN1K.squeeze(-2)
 
 
 def _write(cache_BSNK: jax.Array, new_BTNK: jax.Array, positions_BT: jax.Array) -> jax.Array:

@@ -44,14 +44,27 @@ class DType(enum.Enum):
   BFLOAT16 = "bfloat16"
 
 
+class Matmul(enum.Enum):
+  """The factors of the blocks' weight products. COMPUTE: the compute dtype.
+
+  FP8: 8-bit floats, scaled per tensor just before use (arXiv:2209.05433); Hopper, Ada and Blackwell
+  GPUs. Parameters, sums, attention, embeddings and the output layer stay as they are.
+  """
+
+  COMPUTE = "compute"
+  FP8 = "fp8"
+
+
 class Remat(enum.Enum):
   """What the forward pass keeps of each block for the backward pass, from most to least memory.
 
   NONE: everything. MINIMAL: the results of all weight matmuls and of attention; only norms,
   rotations and nonlinearities are computed again. QKV: queries, keys, values and the attention's
-  result. FULL: the block's input alone; the whole block is computed again.
+  result. FULL: the block's input alone; the whole block is computed again. AUTO: the first of these
+  whose compiled training step fits into the device's memory; NONE where nothing is trained.
   """
 
+  AUTO = "auto"
   NONE = "none"
   MINIMAL = "minimal"
   QKV = "qkv"
@@ -59,11 +72,18 @@ class Remat(enum.Enum):
 
 
 class AttentionImpl(enum.Enum):
-  """AUTO: cuDNN's flash attention where it applies (GPU, one document a row), else XLA."""
+  """AUTO: the fastest that applies.
+
+  CUDNN: cuDNN's flash attention, GPUs, one document a row. MOSAIC: tokamax's flash attention,
+  Hopper and Blackwell GPUs, documents kept apart. SPLASH: JAX's splash attention, TPUs, both. XLA:
+  anywhere, with (T, T) scores in memory.
+  """
 
   AUTO = "auto"
   XLA = "xla"
   CUDNN = "cudnn"
+  MOSAIC = "mosaic"
+  SPLASH = "splash"
 
 
 def resolve_dtype(dtype: DType) -> Any:

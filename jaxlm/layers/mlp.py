@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.layers.config import Activation
+from jaxlm.kernels.fp8 import fp8_einsum
+from jaxlm.layers.config import Activation, Matmul
 from jaxlm.sharding import Initializer, constant, einsum, gather, param
 
 
@@ -21,6 +22,7 @@ class Mlp(nnx.Module):
     mlp_dim: int,
     activation: Activation,
     use_bias: bool,
+    matmul: Matmul,
     init: Initializer,
     init_out: Initializer,
     dtype: Any,
@@ -30,6 +32,8 @@ class Mlp(nnx.Module):
     D, F = embed_dim, mlp_dim
     self.activation, self.use_bias, self.dtype = activation, use_bias, dtype
     self.gated = activation in (Activation.SWIGLU, Activation.GEGLU)
+
+    self.einsum = fp8_einsum if matmul is Matmul.FP8 else einsum
 
     def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
       return param(how, rngs.params(), shape, axes, param_dtype)
@@ -46,19 +50,20 @@ class Mlp(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     names = ("gate", "up") if self.gated else ("up",)
-    y_BTPF = self._project(x_BTD, names)
-    u_BTF = y_BTPF[:, :, -1]
+    # Split, not sliced: its transpose joins the two gradients, slices would add padded arrays.
+    parts = jnp.split(self._project(x_BTD, names), len(names), axis=2)
+    gate_BTF, u_BTF = parts[0].squeeze(2), parts[-1].squeeze(2)
     match self.activation:
       case Activation.SWIGLU:
-        h_BTF = jax.nn.silu(y_BTPF[:, :, 0]) * u_BTF
+        h_BTF = jax.nn.silu(gate_BTF) * u_BTF
       case Activation.GEGLU:
-        h_BTF = jax.nn.gelu(y_BTPF[:, :, 0], approximate=True) * u_BTF
+        h_BTF = jax.nn.gelu(gate_BTF, approximate=True) * u_BTF
       case Activation.GELU:
         h_BTF = jax.nn.gelu(u_BTF, approximate=True)
       case Activation.RELU2:
         h_BTF = jnp.square(jax.nn.relu(u_BTF))
     down = gather(self.down[...], self.dtype)
-    y_BTD = einsum("BTF,FD->BTD", h_BTF, down, out=("act_batch", "act_seq", "act_embed"))
+    y_BTD = self.einsum("BTF,FD->BTD", h_BTF, down, out=("act_batch", "act_seq", "act_embed"))
     if self.use_bias:
       y_BTD += self.down_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "mlp")
@@ -71,7 +76,7 @@ class Mlp(nnx.Module):
       return jnp.stack(parts, axis=-2)
 
     axes = ("act_batch", "act_seq", None, "act_mlp")
-    y_BTPF = einsum("BTD,DPF->BTPF", x_BTD, join(""), out=axes)
+    y_BTPF = self.einsum("BTD,DPF->BTPF", x_BTD, join(""), out=axes)
     if self.use_bias:
       y_BTPF += join("_bias")[None, None]
     return checkpoint_name(y_BTPF, "mlp")

@@ -8,6 +8,7 @@ from jaxlm.layers.config import (
   Activation,
   AttentionImpl,
   DType,
+  Matmul,
   Norm,
   Positions,
   Remat,
@@ -84,9 +85,10 @@ class DecoderConfig(ModelConfig):
   vocab_multiple: int = 128
   compute_dtype: DType = DType.AUTO
   param_dtype: DType = DType.FLOAT32
+  matmul: Matmul = Matmul.COMPUTE
   scan_layers: bool = True
   scan_block: int = 1
-  remat: Remat = Remat.NONE
+  remat: Remat = Remat.AUTO
   attention: AttentionImpl = AttentionImpl.AUTO
 
   @property
