@@ -151,6 +151,11 @@ def _reachable(computation: str, inside: dict[str, list[str]], calls: dict[str, 
   return found
 
 
+def _fusion(kernel: str) -> str:
+  """The op that a generated kernel is named after: loop_add_fusion_24 -> loop_add_fusion.24."""
+  return re.sub(r"_(\d+)$", r".\1", kernel)
+
+
 def category(kernel: str, op: HloOp | None) -> str:
   """What kind of work a kernel does; one of CATEGORIES."""
   op_name, target = (op.op_name, op.target) if op else ("", "")
@@ -191,7 +196,8 @@ def summarise(events: Iterable[Event], hlo_text: str, steps: int = STEPS, top: i
   intervals: dict[str, list[tuple[float, float]]] = defaultdict(list)
   unnamed = 0.0
   for event in events:
-    op = ops.get(event.hlo_op) or ops.get(event.name)
+    # Inside a command buffer events name no op; XLA names its kernels after their fusions.
+    op = ops.get(event.hlo_op) or ops.get(event.name) or ops.get(_fusion(event.name))
     if op is not None and op.opcode in _CONTAINERS:
       continue
     kind = category(event.name, op)

@@ -390,7 +390,8 @@ def record(result: Mapping[str, Any], job: Mapping[str, Any], machine: Any) -> d
   """What is kept of one process: where, when, with what, and what came out."""
   return {
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "arguments": dict(job),
+    # Without paths of this machine.
+    "arguments": {k: v for k, v in job.items() if k not in ("peer_python", "profile")},
     "machine": machine,
     **{key: value for key, value in result.items() if key != "losses"},
     "losses": [round(loss, 5) for loss in result.get("losses", [])],
@@ -400,7 +401,7 @@ def record(result: Mapping[str, Any], job: Mapping[str, Any], machine: Any) -> d
 def describe_machine() -> dict[str, Any]:
   """The host: processor, cores, load, and the GPUs with their driver, where there are some."""
   values: dict[str, Any] = {
-    "platform": platform.platform(),
+    "platform": f"{platform.system()} {platform.machine()}",
     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     "load": round(os.getloadavg()[0], 2),
   }

@@ -4,15 +4,13 @@
       --config.output=data/text --config.tokenizer.vocab_size=32000
     python -m jaxlm.train --config=configs/1b.py --workdir=runs/1b
 
-On one H100 80GB: 25.6k tokens/s, and 50.0k with --config.data.attend_across_documents=true
-(2026-11-24, benchmarks/README.md): 23 and 12 hours.
+On one H100 80GB: 58k tokens/s, documents kept apart (2026-11-24, benchmarks/README.md): 10 hours.
 
 `--config=configs/1b.py:synthetic` trains on random ids instead: a test of the machine.
 """
 
 from jaxlm.config import RunConfig
 from jaxlm.data.config import DataConfig, SourceConfig, SyntheticConfig, TokenShardsConfig
-from jaxlm.layers.config import Remat
 from jaxlm.models.config import DecoderConfig
 from jaxlm.optim.adamw import AdamWConfig
 from jaxlm.optim.schedules import ScheduleConfig
@@ -33,7 +31,6 @@ def get_config(source: str = "text") -> RunConfig:
       num_heads=16,
       max_seq_len=2048,
       scan_layers=False,  # unrolled: slower to compile, faster to run
-      remat=Remat.MINIMAL,
     ),
     data=DataConfig(seq_len=2048, sources=[sources[source]]),
     optim=AdamWConfig(peak_lr=3e-4, b2=0.95, schedule=ScheduleConfig(warmup_steps=2000)),

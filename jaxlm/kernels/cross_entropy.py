@@ -34,10 +34,18 @@ class TokenScores(NamedTuple):
 
 def logits(x_BTD: jax.Array, table_VD: jax.Array, vocab_size: int) -> jax.Array:
   """x table^T, (B, T, V) in the dtype of x; NO_SUCH_ID from vocab_size on."""
-  y_BTV = einsum("BTD,VD->BTV", x_BTD, table_VD, out=LOGITS)
-  if vocab_size == table_VD.shape[0]:
-    return y_BTV
-  return jnp.where(_ids(table_VD.shape[0]) < vocab_size, y_BTV, NO_SUCH_ID)
+  return _mask(_product(x_BTD, table_VD), vocab_size)
+
+
+def _product(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+  return einsum("BTD,VD->BTV", x_BTD, table_VD, out=LOGITS)
+
+
+def _mask(logits_BTV: jax.Array, vocab_size: int) -> jax.Array:
+  size = logits_BTV.shape[-1]
+  return (
+    logits_BTV if vocab_size == size else jnp.where(_ids(size) < vocab_size, logits_BTV, NO_SUCH_ID)
+  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -52,7 +60,7 @@ def token_scores(
     targets_BT: int32 ids below vocab_size.
     vocab_size: the number of ids that exist.
   """
-  return _scores(logits(x_BTD, table_VD, vocab_size), targets_BT, vocab_size)
+  return _scores(_product(x_BTD, table_VD), targets_BT, vocab_size)
 
 
 def _ids(size: int) -> jax.Array:
@@ -60,7 +68,9 @@ def _ids(size: int) -> jax.Array:
 
 
 def _scores(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int) -> TokenScores:
-  wide_BTV, ids_11V = logits_BTV.astype(jnp.float32), _ids(logits_BTV.shape[-1])
+  # The mask is part of the sums, so that only the bare product is kept for the backward pass.
+  wide_BTV = _mask(logits_BTV.astype(jnp.float32), vocab_size)
+  ids_11V = _ids(logits_BTV.shape[-1])
   # A comparison rather than an index: with the vocabulary sharded it stays local, and is never
   # written to memory.
   hit_BTV = ids_11V == targets_BT[..., None]
@@ -74,7 +84,7 @@ def _scores(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int) -> To
 def _forward(
   x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int
 ) -> tuple[TokenScores, tuple[jax.Array, ...]]:
-  logits_BTV = logits(x_BTD, table_VD, vocab_size)
+  logits_BTV = _product(x_BTD, table_VD)
   scores = _scores(logits_BTV, targets_BT, vocab_size)
   return scores, (x_BTD, table_VD, targets_BT, logits_BTV, scores.log_z)
 
@@ -84,15 +94,17 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, None]:
   x_BTD, table_VD, targets_BT, logits_BTV, log_z_BT = kept
   ids_11V = _ids(logits_BTV.shape[-1])
-  p_BTV = jnp.exp(logits_BTV.astype(jnp.float32) - log_z_BT[..., None])
+  wide_BTV = _mask(logits_BTV.astype(jnp.float32), vocab_size)
+  p_BTV = jnp.exp(wide_BTV - log_z_BT[..., None])
   d_BTV = g.log_z[..., None] * p_BTV
   d_BTV += jnp.where(ids_11V == targets_BT[..., None], g.target[..., None], 0)
   d_BTV += jnp.where(ids_11V < vocab_size, g.mean[..., None] / vocab_size, 0)
   # In the compute dtype: a float32 factor would make both products several times slower.
   d_BTV = d_BTV.astype(x_BTD.dtype)
   d_BTD = einsum("BTV,VD->BTD", d_BTV, table_VD, out=("act_batch", "act_seq", "act_embed"))
-  d_VD = einsum("BTV,BTD->VD", d_BTV, x_BTD, out=("vocab", None))
-  return d_BTD, d_VD, None
+  # Transposed, for CPUs: there the left factor is copied, which had better be the small one.
+  d_DV = einsum("BTD,BTV->DV", x_BTD, d_BTV, out=(None, "vocab"))
+  return d_BTD, d_DV.T, None
 
 
 token_scores.defvjp(_forward, _backward)

@@ -34,7 +34,7 @@ class Attention(nnx.Module):
     use_bias: bool,
     norm_eps: float,
     impl: AttentionImpl,
-    matmul: Matmul,
+    matmul: Matmul = Matmul.COMPUTE,
     init: Initializer,
     init_out: Initializer,
     dtype: Any,
@@ -109,26 +109,26 @@ class Attention(nnx.Module):
     """Queries, keys and values in one product: P = G queries, a key, a value for each kv head."""
     (D, H, K), N = self.q.shape, self.k.shape[1]
     G = H // N
-
-    def join(suffix: str, lead: tuple[int, ...]) -> jax.Array:
-      names = (None,) * len(lead)
-      parts = (gather(getattr(self, name + suffix)[...], self.dtype) for name in "qkv")
-      heads = (
-        reshape(part, (*lead, N, size, K), *names, "kv_heads", None, None)
-        for part, size in zip(parts, (G, 1, 1))
-      )
-      return jnp.concatenate(tuple(heads), axis=-2)
-
+    parts = zip((self.q, self.k, self.v), (G, 1, 1))
+    weight_DNPK = jnp.concatenate(
+      [
+        reshape(gather(part[...], self.dtype), (D, N, size, K), None, "kv_heads", None, None)
+        for part, size in parts
+      ],
+      axis=2,
+    )
     axes = ("act_batch", "act_seq", "act_kv_heads", None, None)
-    y_BTNPK = self.einsum("BTD,DNPK->BTNPK", x_BTD, join("", (D,)), out=axes)
-    if self.use_bias:
-      y_BTNPK += join("_bias", ())[None, None]
+    y_BTNPK = self.einsum("BTD,DNPK->BTNPK", x_BTD, weight_DNPK, out=axes)
     y_BTNPK = checkpoint_name(y_BTNPK, "qkv")
-    q_axes = ("act_batch", "act_seq", "act_heads", None)
     # Split, not sliced: its transpose joins the three gradients, slices would add padded arrays.
-    q_BTNGK, k_BTN1K, v_BTN1K = jnp.split(y_BTNPK, (G, G + 1), axis=-2)
-    q_BTHK = reshape(q_BTNGK, (*x_BTD.shape[:2], H, K), *q_axes)
-    return q_BTHK, k_BTN1K.squeeze(-2), v_BTN1K.squeeze(-2)
+    q_BTNGK, k_BTN1K, v_BTN1K = jnp.split(y_BTNPK, (G, G + 1), axis=3)
+    q_BTHK = reshape(q_BTNGK, (*x_BTD.shape[:2], H, K), "act_batch", "act_seq", "act_heads", None)
+    k_BTNK, v_BTNK = k_BTN1K.squeeze(3), v_BTN1K.squeeze(3)
+    if self.use_bias:
+      q_BTHK += self.q_bias[...].astype(self.dtype)[None, None]
+      k_BTNK += self.k_bias[...].astype(self.dtype)[None, None]
+      v_BTNK += self.v_bias[...].astype(self.dtype)[None, None]
+    return q_BTHK, k_BTNK, v_BTNK
 
 
 def _write(cache_BSNK: jax.Array, new_BTNK: jax.Array, positions_BT: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ class Mlp(nnx.Module):
     mlp_dim: int,
     activation: Activation,
     use_bias: bool,
-    matmul: Matmul,
+    matmul: Matmul = Matmul.COMPUTE,
     init: Initializer,
     init_out: Initializer,
     dtype: Any,

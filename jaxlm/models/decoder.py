@@ -78,14 +78,18 @@ class Block(nnx.Module):
     dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     keys = None if dropout_key is None else jax.random.split(dropout_key)
-    y_BTD, cache = self.attention(
-      self.attention_norm(x_BTD),
-      segment_ids_BT=segment_ids_BT,
-      positions_BT=positions_BT,
-      cache=cache,
-    )
+    # Scopes name the parts in profiles.
+    with jax.named_scope("norm"):
+      y_BTD = self.attention_norm(x_BTD)
+    with jax.named_scope("attention"):
+      y_BTD, cache = self.attention(
+        y_BTD, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, cache=cache
+      )
     x_BTD += _drop(y_BTD, self.dropout, None if keys is None else keys[0])
-    y_BTD = self.mlp(self.mlp_norm(x_BTD))
+    with jax.named_scope("norm"):
+      y_BTD = self.mlp_norm(x_BTD)
+    with jax.named_scope("mlp"):
+      y_BTD = self.mlp(y_BTD)
     return x_BTD + _drop(y_BTD, self.dropout, None if keys is None else keys[1]), cache
 
 

@@ -1,0 +1,80 @@
+"""The selector of attention kernels: what it chooses where, and what it refuses."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.errors import UserError
+from jaxlm.kernels import attention
+from jaxlm.layers.config import AttentionImpl
+
+
+def qk(dtype=jnp.bfloat16, head_dim=128, T=256):
+  return jax.ShapeDtypeStruct((2, T, 4, head_dim), dtype), jax.ShapeDtypeStruct(
+    (2, T, 2, head_dim), dtype
+  )
+
+
+def machine(monkeypatch, backend, capability="9.0", tokamax=True):
+  monkeypatch.setattr(attention.jax, "default_backend", lambda: backend)
+  device = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(attention.jax, "devices", lambda: [device])
+  monkeypatch.setattr(
+    attention.importlib.util, "find_spec", lambda name: object() if tokamax else None
+  )
+
+
+@pytest.mark.parametrize(
+  "backend, kwargs, packed, expected",
+  [
+    ("gpu", {}, False, ["CUDNN", "MOSAIC"]),
+    ("gpu", {}, True, ["MOSAIC"]),  # CUDNN would let documents see each other
+    ("gpu", {"tokamax": False}, True, []),
+    ("gpu", {"capability": "8.0"}, True, []),
+    ("gpu", {"dtype": jnp.float32}, False, []),
+    ("tpu", {}, True, ["SPLASH"]),
+    ("tpu", {"T": 100}, True, []),
+    ("cpu", {}, False, []),
+  ],
+)
+def test_kernels_of_each_machine(monkeypatch, backend, kwargs, packed, expected):
+  shape = {k: v for k, v in kwargs.items() if k in ("dtype", "T")}
+  machine(monkeypatch, backend, **{k: v for k, v in kwargs.items() if k not in shape})
+  found = attention._able(*qk(**shape), packed=packed)
+  assert [impl.name for impl in found] == expected
+
+
+@pytest.mark.parametrize("impl", [i for i in AttentionImpl if i.name not in ("AUTO", "XLA")])
+def test_a_kernel_that_cannot_run_here_is_refused_by_name(impl):
+  x = jnp.ones((1, 8, 2, 16), jnp.bfloat16)
+  with pytest.raises(UserError, match=f"attention={impl.name} needs"):
+    attention.attention(x, x, x, impl=impl)
+
+
+def test_chosen_kernels_are_collected():
+  x = jnp.ones((1, 8, 2, 16), jnp.float32)
+  with attention.chosen() as kernels:
+    jax.eval_shape(attention.attention, x, x, x)
+  assert kernels == {AttentionImpl.XLA}
+
+
+def test_first_keys_are_where_documents_begin():
+  """Broken by a first document that does not begin at the row, or padding (0) seen as a document's
+  part."""
+  segments = jnp.asarray([[1, 1, 2, 2, 2, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5]], jnp.int32)
+  expected = [[0, 0, 2, 2, 2, 5, 6, 6], [0] * 8]
+  np.testing.assert_array_equal(attention.first_keys(segments), expected)
+
+
+def test_mask_by_first_keys_is_the_mask_by_segments():
+  """What the Mosaic kernel is told (from first key to itself) against the reference's mask."""
+  rng = np.random.default_rng(0)
+  segments = jnp.asarray(np.cumsum(rng.random((4, 64)) < 0.1, axis=1), jnp.int32)
+  places = np.arange(64)
+  causal = places[None, :, None] >= places[None, None, :]
+  by_segments = causal & np.asarray(segments[:, :, None] == segments[:, None, :])
+  by_first = causal & (places[None, None] >= np.asarray(attention.first_keys(segments))[..., None])
+  np.testing.assert_array_equal(by_first, by_segments)
