@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import configlib, xla_flags
+from jaxlm import configlib, hugepages, xla_flags
 from jaxlm.config import RunConfig
 from jaxlm.data.config import DataConfig, SyntheticConfig
 from jaxlm.data.rows import batch_from_rows
@@ -432,7 +432,8 @@ def run_process(who: str, job: Mapping[str, Any], directory: Path, python: str) 
   (directory / "job.json").write_text(json.dumps(job), encoding="utf-8")
   out = directory / "result.json"
   out.unlink(missing_ok=True)
-  environment = dict(os.environ)
+  # jaxlm as its commands start it.
+  environment = dict((who == "jaxlm" and hugepages.here()) or os.environ)
   # Compilation is timed: nothing may come from an earlier one.
   environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   if who == "jaxlm":

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from jaxlm import configlib
+from jaxlm import configlib, hugepages
 from jaxlm.configflag import ConfigFlag
 from jaxlm.errors import UserError
 
@@ -125,6 +125,7 @@ def define_config(
 
 def run(main: Main, *, doc: str | None) -> NoReturn:
   """Parses the command line, runs `main` and exits with its status; see the module docstring."""
+  hugepages.begin_again()
   sys.exit(execute(main, doc=doc, argv=sys.argv))
 
 
@@ -226,6 +227,7 @@ def _show(default: Any) -> str:
 
 def console() -> NoReturn:
   """The `jaxlm` script: `jaxlm VERB flags…` is `python -m jaxlm.VERB flags…`."""
+  hugepages.begin_again()
   sys.exit(dispatch(sys.argv))
 
 

@@ -22,7 +22,7 @@ from jaxlm import cli
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags"},
+  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags", "hugepages"},
   {"sharding"},
   {"layers", "kernels", "quant"},
   {"models", "optim", "objectives", "data", "tokenizers"},
@@ -37,6 +37,7 @@ SAME_LAYER = {
   ("configlib", "errors"),
   ("mesh", "errors"),
   ("batch", "errors"),
+  ("hugepages", "xla_flags"),
   ("tree", "errors"),
   ("layers", "kernels"),
   ("layers", "quant"),
