@@ -7,8 +7,9 @@ bfloat16 compute, float32 parameters, random data and a random router (groups of
 Times are medians over runs of calls that are queued back to back. FLOP/s count the products of the
 experts: 2 M D F each. A backend that fails has its error in its row.
 
-  --backends=F/X/W,…  combinations of the layer: forward/dx/dw of xla, triton, mosaic_gpu, or
-                      `capacity=1.25` for dense experts of that capacity; default: several
+  --backends=F/X/W,…  combinations of the layer: forward/dx/dw of xla, triton, mosaic_gpu; `ladder`
+                      for the layer's choice among capacities; `capacity=1.25` for dense experts of
+                      that capacity; default: several
   --shapes=NAME,…     of e8, e64
   --autotune          let tokamax search for the kernels' parameters first (minutes)
   --small             shapes and repeats of a smoke test; runs on a CPU
@@ -30,7 +31,7 @@ from flax import nnx
 from jaxlm.kernels.grouped_matmul import DW, DX, FORWARD, Backend, Backends, ragged_dot, require
 from jaxlm.layers.config import Activation
 from jaxlm.layers.mlp import Mlp
-from jaxlm.layers.moe import MoeMlp
+from jaxlm.layers.moe import LADDER, MoeMlp
 from jaxlm.sharding import normal
 
 DIRECTIONS = {"forward": FORWARD, "dx": DX, "dw": DW}
@@ -174,8 +175,10 @@ def layers(shape: Shape, names: list[str], *, small: bool, autotune: bool) -> li
     how: dict[str, Any]
     if name.startswith("capacity="):
       how = dict(capacity_factor=float(name.removeprefix("capacity=")))
+    elif name == "ladder":
+      how = dict(ladder=LADDER)
     else:
-      how = dict(backends=Backends(*(Backend(part) for part in name.split("/"))))
+      how = dict(ladder=(), backends=Backends(*(Backend(part) for part in name.split("/"))))
     model = MoeMlp(
       mlp_dim=shape.mlp_dim,
       num_experts=shape.experts,
@@ -211,7 +214,7 @@ def main() -> None:
   names = [f"{f}/{x}/{w}" for f in kernels for x in kernels for w in kernels]
   names = options.backends.split(",") if options.backends else [*names, "xla/xla/xla"]
   if not options.backends:
-    names += ["capacity=1.0", "capacity=1.25"]
+    names += ["ladder", "capacity=1.0", "capacity=1.25"]
   how = dict(small=options.small, autotune=options.autotune)
   table = []
   for name in options.shapes.split(","):

@@ -1,5 +1,6 @@
 """The feed-forward layer. B batch, T position, D embed, F mlp."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.kernels.fp8 import fp8_einsum
 from jaxlm.layers.config import Activation, Matmul
 from jaxlm.sharding import Initializer, constant, einsum, gather, param
+
+
+# Its tanh is computed again in the backward pass: kept, it is as large as the result.
+_gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
 
 
 class Mlp(nnx.Module):
@@ -57,9 +62,9 @@ class Mlp(nnx.Module):
       case Activation.SWIGLU:
         h_BTF = jax.nn.silu(gate_BTF) * u_BTF
       case Activation.GEGLU:
-        h_BTF = jax.nn.gelu(gate_BTF, approximate=True) * u_BTF
+        h_BTF = _gelu(gate_BTF) * u_BTF
       case Activation.GELU:
-        h_BTF = jax.nn.gelu(u_BTF, approximate=True)
+        h_BTF = _gelu(u_BTF)
       case Activation.RELU2:
         h_BTF = jnp.square(jax.nn.relu(u_BTF))
     down = gather(self.down[...], self.dtype)

@@ -51,6 +51,10 @@ class _Sums(NamedTuple):
   dropped_1: jax.Array
 
 
+# Room for a quarter more than an even load, and for twice that load.
+LADDER = (1.25, 2.0)
+
+
 class MoeMlp(nnx.Module):
   """Σ_k g_k expert_k(x): the likeliest experts of each token (arXiv:1701.06538).
 
@@ -63,6 +67,10 @@ class MoeMlp(nnx.Module):
     capacity_factor: None: no choice is ever dropped, and experts are grouped matmuls over groups of
       any size. A number: each device's experts take at most capacity_factor · N · K / E tokens
       each, earlier tokens first, in one dense batched matmul; what finds no place adds nothing.
+    ladder: capacity factors, rising, for capacity_factor None: the first with room for the fullest
+      expert is taken, step by step and device by device, so that nothing is dropped and the dense
+      product serves; grouped matmuls come in where even the last is too small. (): those alone.
+      None: LADDER on GPUs, where grouped matmuls are slow (benchmarks/README.md), () elsewhere.
     backends: of the grouped matmuls; None: the fastest known.
   """
 
@@ -75,6 +83,7 @@ class MoeMlp(nnx.Module):
     experts_per_token: int,
     activation: Activation,
     capacity_factor: float | None = None,
+    ladder: tuple[float, ...] | None = None,
     backends: Backends | None = None,
     init: Initializer,
     init_out: Initializer,
@@ -88,7 +97,7 @@ class MoeMlp(nnx.Module):
       raise ValueError(f"{experts_per_token=}: must be between 1 and {num_experts=}")
     D, E, F = embed_dim, num_experts, mlp_dim
     self.activation, self.experts_per_token, self.dtype = activation, experts_per_token, dtype
-    self.capacity_factor, self.backends = capacity_factor, backends
+    self.capacity_factor, self.ladder, self.backends = capacity_factor, ladder, backends
 
     def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
       return param(how, rngs.params(), shape, axes, param_dtype)
@@ -134,7 +143,7 @@ class MoeMlp(nnx.Module):
     mlp_axes: tuple[str, ...] = (),
   ) -> tuple[jax.Array, _Sums]:
     """One device's tokens through all experts, of which it may hold a part of F."""
-    (E, D, F), K = gate_EDF.shape, self.experts_per_token
+    (E, D), K = gate_EDF.shape[:2], self.experts_per_token
     x_ND = x_BTD.reshape(-1, D)
     N = x_ND.shape[0]
 
@@ -150,17 +159,69 @@ class MoeMlp(nnx.Module):
 
     sizes_E = jnp.sum(experts_NK.reshape(-1, 1) == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
     order = jnp.argsort(experts_NK.reshape(-1), stable=True)
-    if self.capacity_factor is None:
-      choice_R, row_NK = order, _inverse(order)
-    else:
-      C = min(N, math.ceil(self.capacity_factor * N * K / E))
-      choice_R, row_NK = _capacity_rows(order, experts_NK, sizes_E, C)
-    x_RD = _dispatch(K, x_ND.astype(self.dtype), choice_R, row_NK)
-    gates_R1 = _dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
-
     # The concatenation is one pass with the cast of the weights, and lets one product read x once.
     gate_up_EDF = jnp.concatenate([gate_EDF, up_EDF], axis=-1)
-    h_RF = checkpoint_name(self._experts(x_RD, gate_up_EDF, sizes_E), "mlp")
+    arrays = (x_ND.astype(self.dtype), gates_NK, gate_up_EDF, down_EFD)
+
+    def capacity(factor: float) -> int:
+      return min(N, math.ceil(factor * N * K / E))
+
+    C = None if self.capacity_factor is None else capacity(self.capacity_factor)
+    steps = self._ladder() if C is None else ()
+    if steps:
+      capacities = [capacity(factor) for factor in steps]
+      branches = [functools.partial(self._work, step) for step in (*capacities, None)]
+      index = jnp.searchsorted(jnp.asarray(capacities), jnp.max(sizes_E))
+      # Computed again in the backward pass: what lax.switch keeps is that of all branches together.
+      y_ND = jax.checkpoint(lambda i, *args: lax.switch(i, branches, *args))(
+        index, order, experts_NK, sizes_E, *arrays
+      )
+    else:
+      y_ND = self._work(C, order, experts_NK, sizes_E, *arrays)
+    if mlp_axes:
+      y_ND = lax.psum(y_ND, mlp_axes)
+
+    kept = jnp.sum(sizes_E if C is None else jnp.minimum(sizes_E, C), dtype=jnp.float32)
+    sums = _Sums(
+      choices_1E=sizes_E.astype(jnp.float32)[None],
+      probs_1E=jnp.sum(probs_NE, axis=0)[None],
+      z_1=jnp.sum(jax.nn.logsumexp(logits_NE, axis=-1) ** 2)[None],
+      dropped_1=(N * K - kept)[None],
+    )
+    return y_ND.reshape(x_BTD.shape), sums
+
+  def _ladder(self) -> tuple[float, ...]:
+    if self.ladder is not None:
+      return self.ladder
+    return LADDER if jax.default_backend() == "gpu" else ()
+
+  def _work(
+    self,
+    C: int | None,
+    order: jax.Array,
+    experts_NK: jax.Array,
+    sizes_E: jax.Array,
+    x_ND: jax.Array,
+    gates_NK: jax.Array,
+    gate_up_EDF: jax.Array,
+    down_EFD: jax.Array,
+  ) -> jax.Array:
+    """(N, D): the tokens through their experts, each with room for C rows; None: for all it has."""
+    K, F = experts_NK.shape[1], down_EFD.shape[1]
+    if C is None:
+      choice_R, row_NK = order, _inverse(order)
+    else:
+      choice_R, row_NK = _capacity_rows(order, experts_NK, sizes_E, C)
+
+    def product(x_RD: jax.Array, w_EDF: jax.Array) -> jax.Array:
+      if C is None:
+        return grouped_matmul(x_RD, w_EDF, sizes_E, backends=self.backends)
+      E, D, F = w_EDF.shape
+      return jnp.einsum("ECD,EDF->ECF", x_RD.reshape(E, C, D), w_EDF).reshape(-1, F)
+
+    x_RD = _dispatch(K, x_ND, choice_R, row_NK)
+    gates_R1 = _dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
+    h_RF = checkpoint_name(product(x_RD, gate_up_EDF), "mlp")
     gate_RF, up_RF = h_RF[:, :F], h_RF[:, F:]
     match self.activation:
       case Activation.SWIGLU:
@@ -170,25 +231,7 @@ class MoeMlp(nnx.Module):
     # A token's weight of its expert commutes with the last product. Applied before it, its gradient
     # needs no second look at the product's result, which then need not be kept.
     act_RF = (act_RF.astype(jnp.float32) * gates_R1).astype(self.dtype)
-    y_ND = _combine(K, self._experts(act_RF, down_EFD, sizes_E), choice_R, row_NK)
-    if mlp_axes:
-      y_ND = lax.psum(y_ND, mlp_axes)
-
-    kept = jnp.sum(row_NK < choice_R.shape[0], dtype=jnp.float32)
-    sums = _Sums(
-      choices_1E=sizes_E.astype(jnp.float32)[None],
-      probs_1E=jnp.sum(probs_NE, axis=0)[None],
-      z_1=jnp.sum(jax.nn.logsumexp(logits_NE, axis=-1) ** 2)[None],
-      dropped_1=(N * K - kept)[None],
-    )
-    return y_ND.reshape(x_BTD.shape), sums
-
-  def _experts(self, x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Each expert's rows times its matrix."""
-    if self.capacity_factor is None:
-      return grouped_matmul(x_RD, w_EDF, sizes_E, backends=self.backends)
-    E, D, F = w_EDF.shape
-    return jnp.einsum("ECD,EDF->ECF", x_RD.reshape(E, -1, D), w_EDF).reshape(-1, F)
+    return _combine(K, product(act_RF, down_EFD), choice_R, row_NK)
 
 
 def _mesh_axes(entry: Any) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ MESHES = {
 }
 
 
-def make(activation=Activation.SWIGLU, capacity_factor=None, experts=E, per_token=K):
+def make(activation=Activation.SWIGLU, capacity_factor=None, experts=E, per_token=K, ladder=None):
   """Weights of a size at which every nonlinearity bends, and a router that is far from even."""
   return MoeMlp(
     embed_dim=D,
@@ -33,6 +33,7 @@ def make(activation=Activation.SWIGLU, capacity_factor=None, experts=E, per_toke
     experts_per_token=per_token,
     activation=activation,
     capacity_factor=capacity_factor,
+    ladder=ladder,
     init=normal(0.5),
     init_out=normal(0.5),
     dtype=jnp.float32,
@@ -131,6 +132,19 @@ def test_ample_capacity_is_dropless():
   f, weights = layer(make())
   g, _ = layer(make(capacity_factor=E / K))
   check(run(g, weights, make_x()), run(f, weights, make_x()))
+
+
+@pytest.mark.parametrize("ladder", [(0.5, 4.0), (4.0,), (0.25, 0.5), (0.5, 1.0, 4.0)])
+def test_a_ladder_of_capacities_drops_nothing(ladder):
+  """Its steps are too small, fit, or all too small (grouped matmuls then); broken by a step that is
+  taken though the fullest expert has no room on it, and by a capacity that rounds down."""
+  f, weights = layer(make())
+  g, _ = layer(make(ladder=ladder))
+  for scale in (0.1, 3.0):  # an even and an uneven router
+    uneven = dict(weights, router=scale * weights["router"])
+    found = run(g, uneven, make_x())
+    assert found["aux"]["dropped"] == 0
+    check(found, run(f, uneven, make_x()))
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.0])
