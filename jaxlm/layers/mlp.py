@@ -12,7 +12,6 @@ from jaxlm.kernels.fp8 import fp8_einsum
 from jaxlm.layers.config import Activation, Matmul
 from jaxlm.sharding import Initializer, constant, einsum, gather, param
 
-
 # Its tanh is computed again in the backward pass: kept, it is as large as the result.
 _gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
 
