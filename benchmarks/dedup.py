@@ -25,6 +25,7 @@ from typing import Any
 
 from jaxlm.data.stages import base, dedup
 from jaxlm.data.stages.dedup_config import DedupConfig, MinhashConfig
+from jaxlm.data.stages.minhash import catch_probability
 
 LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -172,7 +173,7 @@ def svg(rows: list[tuple[float, int, float, float]]) -> str:
     lines.append(f'<path d="M60 {y(p):.1f}H580" stroke="#ddd"/>')
     lines.append(f'<text x="52" y="{y(p) + 4:.1f}" text-anchor="end">{p:.0%}</text>')
   curve = [(0.4 + 0.6 * i / 120) for i in range(121)]
-  path = " ".join(f"{x(s):.1f},{y(1 - (1 - s**8) ** 14):.1f}" for s in curve)
+  path = " ".join(f"{x(s):.1f},{y(catch_probability(s)):.1f}" for s in curve)
   lines.append(f'<polyline points="{path}" fill="none" stroke="#888" stroke-width="2"/>')
   for s, n, share, _ in rows:
     half = 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / n)
@@ -204,8 +205,12 @@ def measure(
       for one in base.iter_documents(directory, op)
     }
   number = {name: name.split("-")[1] for name in texts}
-  false = [name for name, of in removed.items() if number[name] != number[of]]
-  gone = {number[name] for name in removed if name not in false}
+  alike = {
+    name: jaccard(*(re.findall(r"\w+", texts[one]) for one in (name, of)))
+    for name, of in removed.items()
+  }
+  stray = [name for name, of in removed.items() if number[name] != number[of]]
+  gone = {number[name] for name in removed if name not in stray}
   exact = [name for name in texts if name.startswith("x-")]
   levels = sorted((s, number[name] in gone) for name, s in truth.items())
   rows = []
@@ -213,7 +218,7 @@ def measure(
     here = [(s, hit) for s, hit in levels if start <= s < start + 0.05]
     if here:
       mean = sum(s for s, _ in here) / len(here)
-      theory = sum(1 - (1 - s**8) ** 14 for s, _ in here) / len(here)
+      theory = sum(catch_probability(s) for s, _ in here) / len(here)
       rows.append((mean, len(here), sum(hit for _, hit in here) / len(here), theory))
   near = [hit for s, hit in levels if s >= 0.8]
   return {
@@ -223,7 +228,9 @@ def measure(
     "seconds": seconds,
     "exact": (sum(number[name] in gone for name in exact), len(exact)),
     "near": (sum(near), len(near)),
-    "false": len(false),
+    "stray": len(stray),
+    "false": sum(alike[name] < 0.5 for name in stray),
+    "low": sum(s < 0.5 for s in alike.values()),
     "ops": {op["name"]: op["dropped"] for op in record["ops"]},
   }
 
@@ -254,8 +261,10 @@ def main() -> None:
     f"- exact duplicates removed: {found['exact'][0]} of {found['exact'][1]}",
     f"- near duplicates of Jaccard >= 0.8 removed: {found['near'][0]} of {found['near'][1]}"
     f" ({found['near'][0] / max(1, found['near'][1]):.1%})",
-    f"- false merges (removed for a document that it was not made of): {found['false']}"
-    f" ({found['false'] / found['documents']:.3%} of documents)",
+    f"- removed for a document that it was not made of: {found['stray']}; of these false merges"
+    f" (true Jaccard < 0.5): {found['false']} ({found['false'] / found['documents']:.3%} of all)",
+    f"- removed in all at a true Jaccard < 0.5: {found['low']}"
+    f" ({found['low'] / found['documents']:.3%} of all)",
     f"- dropped by op: {found['ops']}",
     f"- signatures: {ours:.2f} MB/s of process time (the same by datatrove's step: {stock:.2f})",
     f"- whole stage, {args.tasks} task(s) at once: {found['mb'] / found['seconds']:.2f} MB/s"

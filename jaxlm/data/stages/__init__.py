@@ -1,0 +1,1 @@
+"""Stages before the tokenizer, on datatrove: collect, clean, dedup, decontaminate."""

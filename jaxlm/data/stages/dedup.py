@@ -1,0 +1,528 @@
+"""The stage dedup: exact, url, lines, minhash; which duplicate stays is a rule, not an accident.
+
+The passes read the stage before anew, with what earlier ops dropped left out; decisions between
+passes are made in the calling process, on records of a few bytes a document:
+
+  1. scan: hashes, lengths, scores. Then exact and url are decided.
+  2. lines (if on): counts of lines. Then the repeated ones are decided.
+  3. signatures, buckets, clusters (if on): datatrove's MinHash. Then survivors are decided.
+  4. write: documents/ and removed/.
+"""
+
+import dataclasses
+import enum
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+import typing
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.stages import base
+from jaxlm.data.stages.dedup_config import DedupConfig, KeepRule, LineUnit
+from jaxlm.errors import UserError
+
+if typing.TYPE_CHECKING:
+  from jaxlm.data.stages.stage_io import Count
+
+OPS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """A document that has duplicates."""
+
+  at: int
+  id: str
+  length: int
+  score: float
+  priority: int
+  signature: np.ndarray | None = None
+
+  def rank(self, rule: KeepRule) -> tuple[Any, ...]:
+    """The lowest of a cluster stays."""
+    first = {KeepRule.LONGEST: -self.length, KeepRule.BEST_SCORE: -self.score}.get(rule, 0)
+    return (first, self.priority, self.id, self.at)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+  """A document to drop, and the one that stays in its place."""
+
+  at: int
+  kept: int
+  kept_id: str
+  jaccard: float
+
+
+def choose(cluster: Iterable[Member], rule: KeepRule, min_jaccard: float = 0.0) -> list[Decision]:
+  """Whom the members of a cluster that do not stay are duplicates of.
+
+  In the order of the rule each member stays, unless it is at least min_jaccard like one that does.
+  """
+  ordered = sorted(cluster, key=lambda member: member.rank(rule))
+  kept = [ordered[0]]
+  decisions = []
+  stack = None if ordered[0].signature is None else ordered[0].signature[None]
+  for member in ordered[1:]:
+    if stack is None or member.signature is None:
+      decisions.append(Decision(member.at, kept[0].at, kept[0].id, 1.0))
+      continue
+    alike = (stack == member.signature).mean(axis=1)
+    best = int(alike.argmax()) if min_jaccard else 0
+    if alike[best] >= min_jaccard:
+      of = kept[best]
+      decisions.append(Decision(member.at, of.at, of.id, round(float(alike[best]), 4)))
+    else:
+      kept.append(member)
+      stack = np.concatenate([stack, member.signature[None]])
+  return decisions
+
+
+def run(
+  upstream_dir: str | Path,
+  output: str | Path,
+  config: DedupConfig,
+  *,
+  executor: str = "local",
+  tasks: int = 1,
+  workers: int = 1,
+  max_drop_ratio: float = 0.95,
+  seed: int = 0,
+) -> Path:
+  """Makes the stage from a finished one, or finds it made. Returns its directory."""
+  config.validate()
+  upstream = base.read_stage(upstream_dir)
+  found = base.fingerprint("dedup", as_json(config), upstream["fingerprint"], OPS_VERSION, seed)
+  directory = base.stage_dir(output, "dedup", found)
+  if base.is_finished(directory, found):
+    return directory
+  need_documents(upstream_dir, upstream)
+  require_datatrove()
+  begin(directory, found, tasks)
+  started = time.perf_counter()
+  runner = Runner(directory, executor, tasks, workers)
+  ops = _Dedup(Path(upstream_dir), directory, config, runner, seed).run()
+  finish(
+    directory=directory,
+    stage="dedup",
+    found=found,
+    upstream_dir=upstream_dir,
+    upstream=upstream,
+    config=as_json(config),
+    ops=ops,
+    max_drop_ratio=max_drop_ratio,
+    started=started,
+    packages=("datatrove", "xxhash", "numpy"),
+  )
+  return directory
+
+
+class Runner:
+  """Runs the pipelines of one stage, each under a logging directory of its own."""
+
+  def __init__(self, directory: Path, executor: str, tasks: int, workers: int):
+    self.directory = directory
+    self.executor = executor
+    self.tasks = tasks
+    self.workers = workers
+
+  def __call__(self, name: str, steps: list[Any], tasks: int | None = None) -> None:
+    tasks = tasks or self.tasks
+    logs = self.directory / "logs" / name
+    workers = min(self.workers, tasks)
+    try:
+      self._run(steps, str(logs), tasks, workers)
+    except OSError as error:
+      place = f"{error.filename}: " if error.filename else ""
+      raise UserError(
+        f"{self.directory}: {name}: {place}{error.strerror or error}; nothing half-written counts: "
+        "make room, then run the stage again"
+      ) from error
+    done = len(list((logs / "completions").glob("*")))
+    if done != tasks:
+      raise UserError(f"{logs}: {done} of {tasks} tasks finished; run the stage again")
+
+  def _run(self, steps: list[Any], logs: str, tasks: int, workers: int) -> None:
+    run_pipeline = getattr(base, "run_pipeline", None)
+    if run_pipeline is not None:
+      run_pipeline(steps, logs, self.executor, tasks, workers)
+    else:
+      if self.executor != "local":
+        raise UserError(f"executor={self.executor!r}: only 'local' is there")
+      from datatrove.executor.local import LocalPipelineExecutor
+
+      LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logs).run()
+
+
+class _Dedup:
+  def __init__(
+    self, upstream: Path, directory: Path, config: DedupConfig, runner: Runner, seed: int
+  ):
+    self.upstream = upstream
+    self.directory = directory
+    self.work = directory / "work"
+    self.config = config
+    self.runner = runner
+    self.seed = seed
+    self.decided: dict[str, list[Decision]] = {}
+    self.clusters: dict[str, dict[str, Any]] = {}
+    self.numbers: dict[int, str] = {}  # of a dropped document: its cluster
+
+  def run(self) -> list[dict[str, Any]]:
+    from jaxlm.data.stages import dedup_steps, stage_io
+
+    config = self.config
+    if config.exact or config.url:
+      scan = dedup_steps.Scan(self.work / "scan", config)
+      self.runner("scan", [stage_io.StageReader(self.upstream), scan])
+      records, ids = self._records("scan")
+      gone: set[int] = set()
+      if config.exact:
+        self._decide("exact", self._groups(records, ids, ("hi", "lo"), gone))
+        gone.update(one.at for one in self.decided["exact"])
+      if config.url:
+        some = records["url"] != 0
+        groups = self._groups(records, ids, ("url",), gone, some)
+        self._decide("url", groups)
+    table = self.work / "repeated_lines.npy"
+    if config.lines is not LineUnit.NONE:
+      counts = dedup_steps.CountLines(self.work / "lines", config)
+      self.runner("lines", [*self._before("scratch", ("exact", "url")), counts])
+      with stage_io.whole_file(table) as file:
+        np.save(file, dedup_steps.repeated_lines(self.work / "lines", config))
+    if config.minhash.enabled:
+      self._minhash()
+    self._resolve()
+    counts_folder = self.work / "counts"
+    steps = [
+      *self._before("counts", ("exact", "url", "lines", "minhash"), removed=True),
+      stage_io.Tally("after", counts_folder, None),
+      stage_io.KeepWriter(self.directory / "documents"),
+    ]
+    self.runner("write", steps)
+    ops = []
+    for name in self._ops():
+      count = stage_io.read_count(counts_folder, name)
+      op = count.op(name)
+      if name in self.clusters:
+        op["clusters"] = self.clusters[name]
+      if name == "lines":
+        op["lines_dropped"] = count.extra["lines"]
+        op["documents_edited"] = count.extra["documents"]
+      ops.append(op)
+    return ops or [stage_io.read_count(counts_folder, "before").op("none")]
+
+  def _ops(self) -> list[str]:
+    on = {
+      "exact": self.config.exact,
+      "url": self.config.url,
+      "lines": self.config.lines is not LineUnit.NONE,
+      "minhash": self.config.minhash.enabled,
+    }
+    return [name for name, is_on in on.items() if is_on]
+
+  def _before(self, counts: str, ops: Sequence[str], removed: bool = False) -> list[Any]:
+    """The steps that read the stage before and apply what was decided."""
+    from jaxlm.data.stages import dedup_steps, stage_io
+
+    folder = self.work / counts
+    steps: list[Any] = [stage_io.StageReader(self.upstream)]
+    if removed:
+      steps.append(stage_io.Tally("before", folder, None))
+    for name in self._ops():
+      if name not in ops:
+        continue
+      drop = self.directory / "removed" / name if removed else None
+      if name == "lines":
+        table = self.work / "repeated_lines.npy"
+        steps.append(dedup_steps.DropLines(table, self.config, folder, drop))
+      else:
+        steps.append(stage_io.Decided(name, self.work / "decisions", folder, drop))
+    return steps
+
+  def _records(self, folder: str) -> tuple[np.ndarray, "_Ids"]:
+    """All tasks' records and, in the same order, their ids, read when needed."""
+    from jaxlm.data.stages.dedup_steps import RECORD
+
+    files = [self.work / folder / f"{rank:05d}.records" for rank in range(self.runner.tasks)]
+    parts = [np.fromfile(file, dtype=RECORD) for file in files]
+    return np.concatenate(parts), _Ids(files, [len(part) for part in parts])
+
+  def _groups(
+    self,
+    records: np.ndarray,
+    ids: "_Ids",
+    keys: tuple[str, ...],
+    gone: set[int],
+    some: np.ndarray | None = None,
+  ) -> list[list[Member]]:
+    """The documents that share the keys with another, in groups."""
+    rows = np.arange(len(records)) if some is None else np.flatnonzero(some)
+    if gone:
+      rows = rows[~np.isin(records["at"][rows], np.fromiter(gone, np.int64, len(gone)))]
+    if not len(rows):
+      return []
+    rows = rows[np.lexsort([records[key][rows] for key in keys])]
+    same = np.ones(len(rows) - 1, dtype=bool)
+    for key in keys:
+      column = records[key][rows]
+      same &= column[1:] == column[:-1]
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    ends = np.append(starts[1:], len(rows))
+    many = ends - starts > 1
+    groups = [rows[a:b] for a, b in zip(starts[many], ends[many], strict=True)]
+    names = ids.read(np.concatenate(groups)) if groups else {}
+    return [[_member(records[row], names[int(row)]) for row in group] for group in groups]
+
+  def _decide(self, op: str, groups: Iterable[list[Member]], min_jaccard: float = 0.0) -> None:
+    """Chooses, numbers the clusters by the place of who stays, and writes the decisions."""
+    decisions = [one for group in groups for one in choose(group, self.config.keep, min_jaccard)]
+    self.decided[op] = sorted(decisions, key=lambda one: one.at)
+    by_kept: dict[int, list[Decision]] = {}
+    for one in self.decided[op]:
+      by_kept.setdefault(one.kept, []).append(one)
+    for number, kept in enumerate(sorted(by_kept)):
+      self.numbers.update((one.at, f"{op}-{number}") for one in by_kept[kept])
+    largest = sorted(by_kept, key=lambda kept: (-len(by_kept[kept]), kept))[:20]
+    sizes = Counter(len(members) + 1 for members in by_kept.values())
+    self.clusters[op] = {
+      "count": len(by_kept),
+      "sizes": {str(size): n for size, n in sorted(sizes.items())},
+      "largest": [
+        {
+          "cluster": self.numbers[by_kept[kept][0].at],
+          "size": len(by_kept[kept]) + 1,
+          "kept": by_kept[kept][0].kept_id,
+          "mean_jaccard": round(float(np.mean([one.jaccard for one in by_kept[kept]])), 4),
+        }
+        for kept in largest
+      ],
+    }
+    self._write(op, self.decided[op])
+
+  def _write(self, op: str, decisions: list[Decision]) -> None:
+    from jaxlm.data.stages.stage_io import write_by_file
+
+    rows = (
+      {"at": d.at, "of": d.kept_id, "cluster": self.numbers[d.at], "jaccard": d.jaccard}
+      for d in decisions
+    )
+    write_by_file(self.work / "decisions" / op, rows)
+
+  def _resolve(self) -> None:
+    """Where the document that stayed in one op was dropped by a later one: the last that stays."""
+    target = {one.at: one for ops in self.decided.values() for one in ops}
+    for op, decisions in self.decided.items():
+      final = []
+      for one in decisions:
+        last = one
+        while last.kept in target:
+          last = target[last.kept]
+        final.append(dataclasses.replace(one, kept=last.kept, kept_id=last.kept_id))
+      self._write(op, final)
+
+  def _minhash(self) -> None:
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster
+
+    from jaxlm.data.stages import dedup_steps, minhash
+
+    options = self.config.minhash
+    lsh = minhash.lsh_config(options, self.seed)
+    signatures, pairs, clusters = (
+      self.work / name for name in ("signatures", "buckets", "clusters")
+    )
+    signing = minhash.Signatures(
+      signatures,
+      lsh,
+      word_tokenizer=options.word_tokenizer,
+      by_source=not self.config.across_sources,
+    )
+    scan = dedup_steps.Scan(self.work / "scan_minhash", self.config)
+    before = self._before("scratch_minhash", ("exact", "url", "lines"))
+    self.runner("minhash_signatures", [*before, scan, signing])
+    minhash.verify_signatures(signatures, lsh, self.runner.tasks)
+    # All three stages need the same config: with datatrove's default, files are cut elsewhere.
+    per_bucket = max(1, self.runner.tasks // options.buckets)
+    buckets = MinhashDedupBuckets(str(signatures), str(pairs), config=lsh, lines_to_buffer=1000)
+    self.runner("minhash_buckets", [buckets], options.buckets * per_bucket)
+    cluster = MinhashDedupCluster(
+      str(pairs), str(clusters), config=lsh, save_cluster_id=True, lines_to_buffer=1000
+    )
+    self.runner("minhash_clusters", [cluster], 1)
+
+    members = minhash.read_clusters(clusters)
+    records, ids = self._records("scan_minhash")
+    row_of = {
+      (rank, document): ids.starts[rank] + document
+      for group in members.values()
+      for rank, document in group
+    }
+    names = ids.read(np.array(sorted(row_of.values()), dtype=np.int64))
+    wanted: dict[int, list[int]] = {}
+    for rank, document in row_of:
+      wanted.setdefault(rank, []).append(document)
+    signed = minhash.read_signatures(signatures, lsh, wanted)
+    groups = [
+      [_member(records[row_of[key]], names[row_of[key]], signed[key]) for key in group]
+      for group in members.values()
+    ]
+    self._decide("minhash", groups, options.min_jaccard)
+
+
+class _Ids:
+  """The ids beside the records, of which few are needed."""
+
+  def __init__(self, records: Sequence[Path], lengths: Sequence[int]):
+    self.files = [file.with_suffix(".ids") for file in records]
+    self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tolist()
+
+  def read(self, rows: np.ndarray) -> dict[int, str]:
+    wanted = set(rows.tolist())
+    found = {}
+    for start, file in zip(self.starts, self.files, strict=False):
+      with file.open(encoding="utf-8") as lines:
+        for row, line in enumerate(lines, start):
+          if row in wanted:
+            found[row] = json.loads(line)
+    return found
+
+
+def _member(record: Any, name: str, signature: np.ndarray | None = None) -> Member:
+  return Member(
+    at=int(record["at"]),
+    id=str(name),
+    length=int(record["length"]),
+    score=float(record["score"]),
+    priority=int(record["priority"]),
+    signature=signature,
+  )
+
+
+def as_json(config: Any) -> Any:
+  """A config as JSON values."""
+  if isinstance(config, enum.Enum):
+    return config.value
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
+    return {f.name: as_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+  if isinstance(config, list | tuple):
+    return [as_json(one) for one in config]
+  return config
+
+
+def require_datatrove() -> None:
+  """UserError where the packages of the stages are absent."""
+  try:
+    import datatrove  # noqa: F401
+    import orjson  # noqa: F401
+    import xxhash  # noqa: F401
+  except ImportError as error:
+    raise UserError(f"{error.name} is not installed: pip install 'jaxlm[data]'") from None
+
+
+def need_documents(upstream_dir: str | Path, upstream: dict[str, Any]) -> None:
+  """UserError where the stage before kept nothing."""
+  if not upstream["kept"]:
+    raise UserError(f"{upstream_dir}: holds no documents: check the stage before this one")
+
+
+def begin(directory: Path, found: str, tasks: int) -> None:
+  """Makes the directory, or takes an unfinished one up.
+
+  Tasks of another number, or of another fingerprint of the same first digits, begin anew.
+  """
+  mark = directory / "begun.json"
+  state = {"fingerprint": found, "tasks": tasks}
+  if directory.exists():
+    try:
+      same = json.loads(mark.read_text(encoding="utf-8")) == state
+    except (OSError, ValueError):
+      same = False
+    if not same:
+      shutil.rmtree(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  fresh = directory / f".begun.{os.getpid()}"
+  fresh.write_text(json.dumps(state), encoding="utf-8")
+  fresh.replace(mark)
+
+
+def finish(
+  *,
+  directory: Path,
+  stage: str,
+  found: str,
+  upstream_dir: str | Path,
+  upstream: dict[str, Any],
+  config: Any,
+  ops: list[dict[str, Any]],
+  max_drop_ratio: float,
+  started: float,
+  packages: Sequence[str],
+  more: dict[str, Any] | None = None,
+) -> None:
+  """Checks the books, writes the record and clears what was needed on the way.
+
+  The steps must have written the counts of two `Tally`, "before" and "after" the ops.
+  """
+  from jaxlm.data.stages import stage_io
+
+  counts = directory / "work" / "counts"
+  before, after = (stage_io.read_count(counts, name) for name in ("before", "after"))
+  where = str(directory)
+  if before.seen != upstream["kept"]:
+    raise UserError(
+      f"{upstream_dir}: {before.seen} documents were read, but stage.json says {upstream['kept']}: "
+      "a file is damaged, or documents have no text; run that stage again"
+    )
+  base.check_books(stage, ops, max_drop_ratio, where)
+  _check_chain(stage, ops, before, after, where)
+  errored = sum(op["errored"] for op in ops)
+  record = {
+    "stage": stage,
+    "fingerprint": found,
+    "upstream": [
+      {
+        "stage": upstream["stage"],
+        "fingerprint": upstream["fingerprint"],
+        "path": os.path.relpath(upstream_dir, directory),
+      }
+    ],
+    "config": config,
+    "versions": {name: importlib.metadata.version(name) for name in packages},
+    "ops": ops,
+    "in": before.seen,
+    "kept": after.kept,
+    "dropped": sum(op["dropped"] for op in ops),
+    "errored": errored,
+    "bytes_in": before.bytes_in,
+    "bytes_out": after.bytes_kept,
+    "by_source": stage_io.shares(before, after, "source"),
+    "by_language": stage_io.shares(before, after, "language"),
+    "seconds": round(time.perf_counter() - started, 3),
+    **(more or {}),
+  }
+  (directory / "documents").mkdir(exist_ok=True)
+  base.write_stage_json(directory, record)
+  shutil.rmtree(directory / "work", ignore_errors=True)
+
+
+def _check_chain(
+  stage: str, ops: Sequence[dict[str, Any]], before: "Count", after: "Count", where: str
+) -> None:
+  """UserError unless each op was given what the one before it kept."""
+  kept = before.seen
+  for name, given, left in [
+    *((op["name"], op["in"], op["kept"]) for op in ops),
+    ("the writer", after.seen, after.kept),
+  ]:
+    if given != kept:
+      raise UserError(
+        f"{where}: {stage}/{name}: was given {given} documents of {kept}: documents were lost"
+      )
+    kept = left
