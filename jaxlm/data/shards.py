@@ -2,6 +2,7 @@
 
 import array
 import bisect
+import gzip
 import hashlib
 import os
 import sys
@@ -15,9 +16,14 @@ import numpy as np
 from jaxlm.data.manifest import ITEM_SIZES, Manifest, Shard
 from jaxlm.errors import UserError
 
+# The suffix of what names a shard's documents.
+LABELS = ".ids.jsonl.gz"
+
 
 class ShardWriter:
   """Writes the documents of one split as DIR/<split>/shard-NNNNN.{bin,idx}.
+
+  What names the documents, if given, goes to shard-NNNNN.ids.jsonl.gz, a line each.
 
   A document is never cut: a shard is closed by the first document that takes it to shard_tokens or
   over. Files carry temporary names until their shard is complete, so a reader never sees half a
@@ -59,12 +65,13 @@ class ShardWriter:
     self._closed = False
     (self._root / split).mkdir(parents=True, exist_ok=True)
 
-  def add(self, ids: np.ndarray, num_bytes: int) -> None:
+  def add(self, ids: np.ndarray, num_bytes: int, label: str | None = None) -> None:
     """Appends one document.
 
     Args:
       ids: integers, shape (n,), without EOS.
       num_bytes: size of the document's UTF-8 text.
+      label: a line of JSON that names it; for all documents of a split or none.
 
     Raises:
       UserError: an id out of range, or EOS inside of the document (it would split it in two).
@@ -97,6 +104,8 @@ class ShardWriter:
     self._tokens += out.size
     self._bytes += num_bytes
     self._ends.append(self._tokens)
+    if label is not None:
+      self._labels.append(label)
     if self._tokens >= self._shard_tokens:
       self._finish()
 
@@ -127,6 +136,7 @@ class ShardWriter:
     self._file = self._temporary.open("wb", buffering=1 << 20)
     self._hash = hashlib.sha256()
     self._ends = array.array("Q")
+    self._labels: list[str] = []
     self._tokens = self._bytes = 0
 
   def _finish(self) -> None:
@@ -150,6 +160,9 @@ class ShardWriter:
     f.write(index)
     _sync_close(f)
     index_temporary.replace(final)
+    if self._labels:
+      assert len(self._labels) == len(self._ends), "labels are for all documents or none"
+      _write_labels(final.with_suffix(LABELS), self._labels)
     self._temporary.replace(self._root / shard.file)
     self._shards.append(shard)
 
@@ -159,6 +172,14 @@ class ShardWriter:
       self._file.close()
       self._file = None
       self._temporary.unlink(missing_ok=True)
+
+
+def _write_labels(file: Path, labels: list[str]) -> None:
+  temporary = file.with_name(file.name + ".tmp")
+  # No time and no name inside: the same documents give the same bytes.
+  with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as out:
+    out.write("".join(f"{label}\n" for label in labels).encode("utf-8", errors="replace"))
+  temporary.replace(file)
 
 
 def _sync_close(f: BinaryIO) -> None:

@@ -3,7 +3,8 @@
 import array
 import collections
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -13,10 +14,18 @@ MAX_NAMED = 20  # files that a report names of each kind of problem
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-  """id: where it came from, for people (a path, path:line or path#row). text: valid Unicode."""
+  """id: where it came from, for people (a path, path:line or path#row). text: valid Unicode.
+
+  origin: what its record says of it: its own id, url and source, as far as they are there.
+  """
 
   id: str
   text: str
+  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def label(self) -> str:
+    """JSON of all that names it, kept beside the shards."""
+    return json.dumps({"id": self.id, **self.origin}, ensure_ascii=False)
 
 
 class Counts:
@@ -63,6 +72,7 @@ class Spool:
     self._file = file.open("w+b")
     self._starts = array.array("Q")
     self._sizes = array.array("Q")
+    self._labels: list[str] = []
 
   def __len__(self) -> int:
     return len(self._sizes)
@@ -78,8 +88,9 @@ class Spool:
   ) -> None:
     self._file.close()
 
-  def add(self, data: bytes) -> int:
-    """Appends a UTF-8 text; returns its index."""
+  def add(self, data: bytes, label: str = "{}") -> int:
+    """Appends a UTF-8 text with what names it (a line of JSON); returns its index."""
+    self._labels.append(label)
     self._starts.append(self._file.seek(0, 2))
     self._sizes.append(len(data))
     self._file.write(data)
@@ -88,6 +99,10 @@ class Spool:
   def size(self, i: int) -> int:
     """Bytes of text i."""
     return self._sizes[i]
+
+  def label(self, i: int) -> str:
+    """What names text i."""
+    return self._labels[i]
 
   def read(self, i: int) -> bytes:
     """The UTF-8 bytes of text i."""
@@ -100,4 +115,5 @@ class Spool:
     self._starts.append(self._starts[i] + at)
     self._sizes.append(self._sizes[i] - at)
     self._sizes[i] = at
+    self._labels.append(self._labels[i])
     return len(self) - 1

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxlm.data.prep import files
 from jaxlm.data.prep.config import TextSourceConfig
@@ -184,7 +185,7 @@ class TextCorpus:
     except UnicodeEncodeError:  # "\ud800" is legal JSON, but no Unicode text
       self._undecodable(where, "holds a lone surrogate")
       return
-    yield Document(where, text)
+    yield Document(where, text, _origin(record))
 
   def _read_parquet(self, path: Path) -> Iterator[Document]:
     import pyarrow
@@ -225,3 +226,10 @@ def _is_text(arrow_type: object) -> bool:
       pyarrow.types.is_string_view,
     )
   )
+
+
+def _origin(record: dict[str, Any]) -> dict[str, str]:
+  """id, url and source of a record, its own or those of its metadata."""
+  metadata = record.get("metadata")
+  values = {**(metadata if isinstance(metadata, dict) else {}), **record}
+  return {key: str(values[key]) for key in ("id", "url", "source") if values.get(key) is not None}

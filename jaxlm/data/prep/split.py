@@ -48,7 +48,7 @@ def collect(documents: Iterable[Document], spool: Spool) -> Collected:
       found.duplicate_bytes += len(data)
       continue
     seen.add(digest)
-    spool.add(data)
+    spool.add(data, document.label())
     found.digests.append(digest)
   return found
 

@@ -39,25 +39,25 @@ def tokenise(
     directory, split, dtype, tokenizer.eos_id, shard_tokens, tokenizer.vocab_size
   ) as writer:
     for batch in _batches(spool, indices):
-      texts = [data.decode() for data in batch]
-      for data, text, ids in zip(batch, texts, tokenizer.encode_batch(texts), strict=True):
+      texts = [spool.read(i).decode() for i in batch]
+      for i, text, ids in zip(batch, texts, tokenizer.encode_batch(texts), strict=True):
         if tokenizer.decode(ids) != text:
           raise UserError(
             f"the {tokenizer.kind} tokenizer does not give back the text that begins with"
             f" {text[:40]!r}; choose another --config.tokenizer"
           )
-        writer.add(np.array(ids, np.int64), len(data))
-        done += len(data)
+        writer.add(np.array(ids, np.int64), spool.size(i), spool.label(i))
+        done += spool.size(i)
       on_bytes(done)
   return writer.close()
 
 
-def _batches(spool: Spool, indices: Sequence[int]) -> Iterator[list[bytes]]:
-  batch: list[bytes] = []
+def _batches(spool: Spool, indices: Sequence[int]) -> Iterator[list[int]]:
+  batch: list[int] = []
   size = 0
   for i in indices:
-    batch.append(spool.read(i))
-    size += len(batch[-1])
+    batch.append(i)
+    size += spool.size(i)
     if size >= BATCH_BYTES:
       yield batch
       batch, size = [], 0
