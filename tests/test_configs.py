@@ -39,8 +39,8 @@ def test_run_config(file):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "data").glob("*.py")), ids=lambda file: file.stem)
 def test_data_config(file):
-  """The configs of `prepare` are accepted too, once they are told of a text."""
+  """Those of `prepare` and of the stages are accepted too, once they are told of a text."""
   config = load(file)
-  if getattr(config.source, "paths", None) == ():
+  if hasattr(config, "source") and getattr(config.source, "paths", None) == ():
     config.source.paths = (str(ROOT),)
   config.validate()

@@ -156,9 +156,57 @@ class Runner:
     else:
       if self.executor != "local":
         raise UserError(f"executor={self.executor!r}: only 'local' is there")
-      from datatrove.executor.local import LocalPipelineExecutor
+      _run_local(steps, logs, tasks, workers)
 
-      LocalPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logs).run()
+
+def _run_local(steps: list[Any], logs: str, tasks: int, workers: int) -> None:
+  """The tasks that are not done yet, in processes that are missed when they die."""
+  from concurrent.futures import ProcessPoolExecutor
+  from concurrent.futures.process import BrokenProcessPool
+  from multiprocessing import get_context
+
+  import dill  # comes with datatrove: its steps hold functions that pickle does not take
+
+  try:
+    if workers == 1:
+      _run_tasks(steps, logs, tasks, 0, tasks)
+      return
+    # datatrove's own pool waits forever for a worker that was killed.
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+      packed = dill.dumps(steps)
+      futures = [pool.submit(_run_packed, packed, logs, tasks, rank) for rank in range(tasks)]
+      for future in futures:
+        future.result()
+  except BrokenProcessPool:
+    raise UserError(
+      f"{logs}: a worker was killed (out of memory?); run the stage again, with fewer --workers: "
+      "it goes on at its tasks"
+    ) from None
+  except (UserError, OSError):
+    raise
+  except Exception as error:  # of a filter or an extractor, on some document
+    raise UserError(
+      f"{logs}: {type(error).__name__}: {error}; logs/task_*.log there holds the rest"
+    ) from error
+
+
+def _run_packed(steps: bytes, logs: str, tasks: int, rank: int) -> None:
+  import dill
+
+  _run_tasks(dill.loads(steps), logs, tasks, rank, 1)
+
+
+def _run_tasks(steps: list[Any], logs: str, tasks: int, first: int, count: int) -> None:
+  from datatrove.executor.local import LocalPipelineExecutor
+
+  LocalPipelineExecutor(
+    steps,
+    tasks=tasks,
+    workers=1,
+    logging_dir=logs,
+    local_tasks=count,
+    local_rank_offset=first,
+  ).run()
 
 
 class _Dedup:

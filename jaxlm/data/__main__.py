@@ -1,0 +1,144 @@
+"""Raw documents to clean ones: python -m jaxlm.data STAGE --config=FILE
+
+usage:
+  python -m jaxlm.data run --config=configs/data/clean_text.py     all stages, then the report
+  python -m jaxlm.data collect|clean|dedup|decontaminate --config=…  that stage and those before it
+  python -m jaxlm.data report --config=… [--dataset=DIR]           one HTML page and its JSON
+  python -m jaxlm.data inspect --config=… --doc=ID                 what became of a document
+  python -m jaxlm.data verify --config=… [--dataset=DIR]           checksums, books, the chain
+  python -m jaxlm.data diff --config=… --other=DIR                 two runs beside each other
+  python -m jaxlm.data preview --config=… --dataset=DIR            decoded rows, documents marked
+  python -m jaxlm.data trace --config=… --dataset=RUN --row=N      where a training row comes from
+
+A stage that is there with the same settings and inputs is used as it is; one that was killed goes
+on at its tasks. The text of the last stage is tokenised by `python -m jaxlm.prepare` with
+--config.source.paths=DIR/documents.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxlm import cli
+from jaxlm.errors import UserError
+
+if TYPE_CHECKING:
+  from jaxlm.data.stages.config import CurationConfig
+
+STAGES = ("collect", "clean", "dedup", "decontaminate")
+VERBS = (*STAGES, "run", "report", "inspect", "verify", "diff", "preview", "trace")
+
+
+def _config_class() -> type:
+  from jaxlm.data.stages.config import CurationConfig
+
+  return CurationConfig
+
+
+_CONFIG = cli.define_config(example="configs/data/clean_text.py", expected=_config_class)
+_EXECUTOR = cli.define_string("executor", "local", "what runs the tasks; only local is built in")
+_TASKS = cli.define_integer("tasks", 1, "parts of a stage", lower_bound=1)
+_WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower_bound=1)
+_LIMIT = cli.define_integer("limit", None, "documents of each source", lower_bound=1)
+_DRY_RUN = cli.define_bool("dry_run", False, "say what would be done, and do nothing")
+_DATASET = cli.define_string("dataset", None, "a dataset, or for trace a run's directory")
+_DOC = cli.define_string("doc", None, "inspect: the id or url of a document")
+_OTHER = cli.define_string("other", None, "diff: the output directory of the other run")
+_STEP = cli.define_integer("step", None, "trace: a training step, from 1", lower_bound=1)
+_ROW = cli.define_integer("row", None, "trace: a row, from 0", lower_bound=0)
+
+_verb = "run"
+
+
+def stages(config: "CurationConfig", last: str) -> Path:
+  """Runs the stages up to `last`; returns the directory of that one."""
+  from jaxlm.data.stages import base, clean, collect, decontaminate, dedup
+
+  common = dict(
+    executor=_EXECUTOR.value,
+    tasks=_TASKS.value,
+    workers=_WORKERS.value,
+    max_drop_ratio=config.max_drop_ratio,
+  )
+  output = config.output
+  directory = collect.run(config, limit=_LIMIT.value)
+  for name in STAGES[: STAGES.index(last) + 1]:
+    if name == "clean":
+      directory = clean.run(directory, output, config.clean, **common)
+    elif name == "dedup":
+      directory = dedup.run(directory, output, config.dedup, seed=config.seed, **common)
+    elif name == "decontaminate":
+      directory = decontaminate.run(
+        directory, output, config.decontaminate, seed=config.seed, **common
+      )
+    record = base.read_stage(directory)
+    print(
+      f"{name}: {record['in']:,} documents in, {record['kept']:,} kept, {record['dropped']:,} "
+      f"dropped, {record['errored']:,} errored, {record['bytes_out'] / 1e6:,.1f} MB; {directory}"
+    )
+  return directory
+
+
+def main() -> int:
+  config = _CONFIG.value
+  config.validate()
+  if _DRY_RUN.value:
+    for name in STAGES:
+      there = sorted(str(d) for d in Path(config.output).glob(f"{name}-*") if d.is_dir())
+      print(f"{name}: {', '.join(there) or 'not made yet'}")
+    return cli.OK
+  if _verb in STAGES:
+    stages(config, _verb)
+  elif _verb == "run":
+    last = stages(config, STAGES[-1])
+    _report(config.output)
+    print(
+      "next: python -m jaxlm.prepare --config=configs/data/text.py "
+      f"--config.source.paths={last}/documents --config.output=data/{config.name}"
+    )
+  else:
+    _look(config)
+  return cli.OK
+
+
+def _report(output: str) -> None:
+  from jaxlm.data.stages import report
+
+  page, numbers = report.report(output, dataset=_DATASET.value)
+  print(f"report: {page} ({numbers.name} beside it)")
+
+
+def _need(flag: str, value: str | None) -> str:
+  if value is None:
+    raise UserError(f"--{flag}: needed for {_verb}")
+  return value
+
+
+def _look(config: "CurationConfig") -> None:
+  from jaxlm.data.stages import diff, inspect, trace, verify
+
+  lines: list[str] = []
+  match _verb:
+    case "report":
+      _report(config.output)
+    case "inspect":
+      lines = inspect.find(config.output, _need("doc", _DOC.value))
+    case "verify":
+      lines = verify.verify(_DATASET.value or config.output, say=print)
+    case "diff":
+      lines = diff.diff(config.output, _need("other", _OTHER.value))
+    case "preview":
+      lines = inspect.preview(_need("dataset", _DATASET.value))
+    case "trace":
+      lines = trace.trace(_need("dataset", _DATASET.value), step=_STEP.value, row=_ROW.value)
+  print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+  if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+    _verb = sys.argv.pop(1)
+    if _verb not in VERBS:
+      sys.exit(cli.fail(f"python -m jaxlm.data {_verb}: no such stage; one of {', '.join(VERBS)}"))
+  elif "--help" not in sys.argv and "-h" not in sys.argv:
+    sys.exit(cli.fail(f"python -m jaxlm.data: name a stage: {', '.join(VERBS)}"))
+  cli.run(main, doc=__doc__)
