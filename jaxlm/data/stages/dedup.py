@@ -150,13 +150,9 @@ class Runner:
       raise UserError(f"{logs}: {done} of {tasks} tasks finished; run the stage again")
 
   def _run(self, steps: list[Any], logs: str, tasks: int, workers: int) -> None:
-    run_pipeline = getattr(base, "run_pipeline", None)
-    if run_pipeline is not None:
-      run_pipeline(steps, logs, self.executor, tasks, workers)
-    else:
-      if self.executor != "local":
-        raise UserError(f"executor={self.executor!r}: only 'local' is there")
-      _run_local(steps, logs, tasks, workers)
+    if self.executor != "local":
+      raise UserError(f"--executor={self.executor}: only 'local' is there yet")
+    _run_local(steps, logs, tasks, workers)
 
 
 def _run_local(steps: list[Any], logs: str, tasks: int, workers: int) -> None:

@@ -5,6 +5,7 @@ is read, the same whatever the number of tasks. Files are written under the numb
 they come from, so that the number of tasks changes no byte of them.
 """
 
+import abc
 import contextlib
 import dataclasses
 import gzip
@@ -158,8 +159,9 @@ class CountedOp(PipelineStep):
     self.counts = Path(counts) / op
     self.writer = StageWriter(removed) if removed else None
 
+  @abc.abstractmethod
   def judge(self, document: Document, count: Count) -> str | None:
-    raise NotImplementedError
+    """None to keep the document, else why it is dropped."""
 
   def start(self) -> None:
     """Called once in each task before the first document."""
