@@ -40,7 +40,7 @@ _EXECUTOR = cli.define_string("executor", "local", "what runs the tasks; only lo
 _TASKS = cli.define_integer("tasks", 1, "parts of a stage", lower_bound=1)
 _WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower_bound=1)
 _LIMIT = cli.define_integer("limit", None, "documents of each source", lower_bound=1)
-_DRY_RUN = cli.define_bool("dry_run", False, "say what would be done, and do nothing")
+_DRY_RUN = cli.define_bool("dry_run", False, "list the stages that are there, and do nothing")
 _DATASET = cli.define_string("dataset", None, "a dataset, or for trace a run's directory")
 _DOC = cli.define_string("doc", None, "inspect: the id or url of a document")
 _OTHER = cli.define_string("other", None, "diff: the output directory of the other run")

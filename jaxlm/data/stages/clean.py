@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxlm.data.stages import base
 from jaxlm.data.stages.config import CleanConfig
-from jaxlm.data.stages.dedup import (
+from jaxlm.data.stages.runner import (
   Runner,
   as_json,
   begin,

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxlm.data.stages import base
 from jaxlm.data.stages.config import CurationConfig
-from jaxlm.data.stages.dedup import as_json, begin
+from jaxlm.data.stages.runner import as_json, begin
 from jaxlm.data.stages.stage_io import whole_file
 
 OPS_VERSION = 1

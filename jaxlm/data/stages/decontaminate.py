@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.data.stages import base
-from jaxlm.data.stages.dedup import (
+from jaxlm.data.stages.dedup_config import DecontaminateConfig
+from jaxlm.data.stages.runner import (
   Runner,
   as_json,
   begin,
@@ -14,7 +15,6 @@ from jaxlm.data.stages.dedup import (
   need_documents,
   require_datatrove,
 )
-from jaxlm.data.stages.dedup_config import DecontaminateConfig
 
 OPS_VERSION = 1
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from jaxlm.data.prep.config import TextSourceConfig
-from jaxlm.data.stages import base, clean, collect, dedup
+from jaxlm.data.stages import base, clean, collect, runner
 from jaxlm.data.stages.config import CleanConfig, CurationConfig, WarcSourceConfig, minimal
 from jaxlm.errors import UserError
 
@@ -189,4 +189,4 @@ def test_a_worker_that_dies_or_fails_ends_the_stage_in_one_line(tmp_path, judge,
 
   documents = [Document(text="a", id=str(i)) for i in range(2)]
   with pytest.raises(UserError, match=message):
-    dedup.Runner(tmp_path, "local", 2, 2)("broken", [documents, LambdaFilter(judge)])
+    runner.Runner(tmp_path, "local", 2, 2)("broken", [documents, LambdaFilter(judge)])
