@@ -1,15 +1,18 @@
 """Loss curves in bfloat16 and float8 beside float32: python benchmarks/numerics.py
 
 usage: python benchmarks/numerics.py [--config=configs/tiny.py] [--steps=200] [--out=DIR]
-         [--formats=FLOAT32,BFLOAT16,FP8]
+         [--formats=FLOAT32,BFLOAT16,FP8] [--model=1b|3b|… --batch=N
+         --remat=MINIMAL]
 
 Trains the same config on the same rows from the same start, once in each format of the matrix
 products (FP8: in a bfloat16 model), and compares each with the first. The dataset must be prepared
 (`python -m jaxlm.prepare --config=configs/data/stdlib.py`). CPUs emulate the narrow formats: slow,
-with the same rounding. Leaves losses.json and losses.svg in DIR.
+with the same rounding. With --model the config's data trains a shape of benchmarks/train.py at its
+batch and a learning rate of 3e-4. Leaves losses.json and losses.svg in DIR.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -18,11 +21,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import train  # beside this file
 
-from jaxlm import run
+from jaxlm import run, xla_flags
 from jaxlm.config import RunConfig
 from jaxlm.data.pipeline import build_pipeline
-from jaxlm.layers.config import DType, Matmul
+from jaxlm.layers.config import DType, Matmul, Remat
+from jaxlm.optim.adamw import AdamWConfig
+from jaxlm.optim.schedules import ScheduleConfig, ScheduleKind
 from jaxlm.program import build_program
 from jaxlm.sharding import make_layout, to_device
 
@@ -40,9 +46,17 @@ def load(file: str) -> RunConfig:
   return config
 
 
-def losses(file: str, name: str, steps: int) -> list[float]:
+def losses(file: str, name: str, steps: int, change: argparse.Namespace) -> list[float]:
   """The loss of each step with matrix products in the format of this name."""
   config = load(file)
+  if change.model:
+    shape = train.SHAPES[change.model]
+    config.model = dataclasses.replace(shape.config(shape.seq), vocab_size=0)  # the data's
+    config.data.seq_len, config.global_batch_size = shape.seq, change.batch or shape.batch
+    schedule = ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup_steps=steps // 10)
+    config.optim = AdamWConfig(peak_lr=3e-4, b2=0.95, schedule=schedule)
+  if change.remat:
+    config.model.remat = Remat[change.remat]  # type: ignore
   pipeline = build_pipeline(config.data)
   config = run.resolve(config, pipeline)
   config.model.compute_dtype = DType.BFLOAT16 if name == "FP8" else DType[name]  # type: ignore
@@ -59,7 +73,9 @@ def losses(file: str, name: str, steps: int) -> list[float]:
       state, metrics = program.step(state, to_device(next(batches), layout))
       found.append(float(metrics["loss"]))
       if i % 20 == 19:
-        print(f"{name} step {i + 1}: {found[-1]:.4f}, {time.perf_counter() - began:.0f} s")
+        print(
+          f"{name} step {i + 1}: {found[-1]:.4f}, {time.perf_counter() - began:.0f} s", flush=True
+        )
   return found
 
 
@@ -99,13 +115,17 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--out", default="runs/numerics")
   parser.add_argument("--formats", default="FLOAT32,BFLOAT16,FP8")
+  parser.add_argument("--model", choices=list(train.SHAPES))
+  parser.add_argument("--batch", type=int, help="rows a step (default: the model's)")
+  parser.add_argument("--remat", choices=[r.name for r in Remat])
   arguments = parser.parse_args()
+  xla_flags.apply()
   run.setup_jax()
   out = Path(arguments.out)
   out.mkdir(parents=True, exist_ok=True)
   curves: dict[str, list[float]] = {}
   for name in arguments.formats.split(","):
-    curves[name] = losses(arguments.config, name, arguments.steps)
+    curves[name] = losses(arguments.config, name, arguments.steps, arguments)
     (out / "losses.json").write_text(json.dumps(curves), encoding="utf-8")
     (out / "losses.svg").write_text(picture(curves), encoding="utf-8")
   reference = np.array(next(iter(curves.values())))

@@ -4,7 +4,7 @@
       --config.output=data/text --config.tokenizer.vocab_size=32000
     python -m jaxlm.train --config=configs/1b.py --workdir=runs/1b
 
-On one H100 80GB: 58k tokens/s, documents kept apart (2026-11-24, benchmarks/README.md): 10 hours.
+On one H100 80GB: 61k tokens/s, documents kept apart (2026-11-24, benchmarks/README.md): 9.5 hours.
 
 `--config=configs/1b.py:synthetic` trains on random ids instead: a test of the machine.
 """

@@ -28,9 +28,20 @@ def decay_mask(params: Any) -> Any:
   return map_with_path(lambda path, _: not is_scale_or_bias(path), params)
 
 
+_TABLES = (["embed", "table"], ["position_embed", "table"])
+
+
 def cast_matrices(params: Any, dtype: Any) -> Any:
-  """The parameters with all but scales and biases in `dtype`."""
-  return map_with_path(lambda path, x: x if is_scale_or_bias(path) else x.astype(dtype), params)
+  """The parameters with the matrices in `dtype`: all but scales, biases and tables of vectors.
+
+  Of a table a few rows are taken, and their gradients summed up in the table's own dtype.
+  """
+
+  def cast(path: str, x: jax.Array) -> jax.Array:
+    whole = is_scale_or_bias(path) or path.split("/")[-2:] in _TABLES
+    return x if whole else x.astype(dtype)
+
+  return map_with_path(cast, params)
 
 
 def count(tree: Any) -> int:

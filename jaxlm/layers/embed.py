@@ -26,8 +26,13 @@ class Embed(nnx.Module):
     self.table = param(init, rngs.params(), (size, embed_dim), (axis, "embed"), param_dtype)
 
   def __call__(self, ids_BT: jax.Array) -> jax.Array:
-    """The vectors (B, T, D) of ids (B, T)."""
-    return take(self.weight(), ids_BT, ("act_batch", "act_seq", "act_embed"))
+    """The vectors (B, T, D) of ids (B, T).
+
+    Cast after they are taken: the gradients of a frequent id are thousands of summands, which a
+    narrow table would not hold (and float32 has a faster atomic sum on GPUs).
+    """
+    table = gather(self.table[...], self.table[...].dtype)
+    return take(table, ids_BT, ("act_batch", "act_seq", "act_embed")).astype(self.dtype)
 
   def weight(self) -> jax.Array:
     """The whole table (V, D) in the compute dtype, for use."""

@@ -42,6 +42,9 @@ class MoeAux(NamedTuple):
   dropped: jax.Array
 
 
+_Arrays = tuple[jax.Array, ...]
+
+
 class _Sums(NamedTuple):
   """One device's sums over its tokens, with a leading dim of 1 that is spread over the devices."""
 
@@ -51,8 +54,8 @@ class _Sums(NamedTuple):
   dropped_1: jax.Array
 
 
-# Room for a quarter more than an even load, and for twice that load.
-LADDER = (1.25, 2.0)
+# Room for a quarter and a half more than an even load, and for twice that load.
+LADDER = (1.25, 1.5, 2.0)
 
 
 class MoeMlp(nnx.Module):
@@ -169,15 +172,11 @@ class MoeMlp(nnx.Module):
     C = None if self.capacity_factor is None else capacity(self.capacity_factor)
     steps = self._ladder() if C is None else ()
     if steps:
-      capacities = [capacity(factor) for factor in steps]
-      branches = [functools.partial(self._work, step) for step in (*capacities, None)]
+      capacities = tuple(capacity(factor) for factor in steps)
       index = jnp.searchsorted(jnp.asarray(capacities), jnp.max(sizes_E))
-      # Computed again in the backward pass: what lax.switch keeps is that of all branches together.
-      y_ND = jax.checkpoint(lambda i, *args: lax.switch(i, branches, *args))(
-        index, order, experts_NK, sizes_E, *arrays
-      )
+      y_ND = self._climb(capacities, index, (order, experts_NK, sizes_E), arrays)
     else:
-      y_ND = self._work(C, order, experts_NK, sizes_E, *arrays)
+      y_ND = self._work(C, (order, experts_NK, sizes_E), arrays)[0]
     if mlp_axes:
       y_ND = lax.psum(y_ND, mlp_axes)
 
@@ -195,18 +194,61 @@ class MoeMlp(nnx.Module):
       return self.ladder
     return LADDER if jax.default_backend() == "gpu" else ()
 
-  def _work(
-    self,
-    C: int | None,
-    order: jax.Array,
-    experts_NK: jax.Array,
-    sizes_E: jax.Array,
-    x_ND: jax.Array,
-    gates_NK: jax.Array,
-    gate_up_EDF: jax.Array,
-    down_EFD: jax.Array,
+  def _climb(
+    self, capacities: tuple[int, ...], index: jax.Array, ids: _Arrays, arrays: _Arrays
   ) -> jax.Array:
-    """(N, D): the tokens through their experts, each with room for C rows; None: for all it has."""
+    """(N, D): `_work` with the capacity of this index, or grouped products beyond the last.
+
+    Differentiated by hand: between the forward and the backward pass lax.switch keeps what all its
+    branches want, zeros for those not taken, which here is more than the products cost. Kept is the
+    first product of the smallest capacity; the others, taken rarely, compute theirs again.
+    """
+    steps = (*capacities, None)
+
+    def forward(index: jax.Array, ids: _Arrays, arrays: _Arrays) -> Any:
+      def branch(step: int | None) -> Any:
+        def work(ids: _Arrays, arrays: _Arrays) -> tuple[jax.Array, jax.Array]:
+          y_ND, h_RF = self._work(step, ids, arrays)
+          return y_ND, h_RF if step == capacities[0] else jnp.zeros(kept.shape, kept.dtype)
+
+        return work
+
+      kept = jax.eval_shape(lambda *args: self._work(capacities[0], *args)[1], ids, arrays)
+      y_ND, h_RF = lax.switch(index, [branch(step) for step in steps], ids, arrays)
+      return y_ND, (index, ids, arrays, h_RF)
+
+    def backward(residuals: Any, dy_ND: jax.Array) -> Any:
+      index, ids, arrays, h_RF = residuals
+
+      def branch(step: int | None) -> Any:
+        def pull(ids: _Arrays, arrays: _Arrays, h_RF: jax.Array, dy_ND: jax.Array) -> Any:
+          known = h_RF if step == capacities[0] else None
+          return jax.vjp(lambda a: self._work(step, ids, a, known)[0], arrays)[1](dy_ND)[0]
+
+        return pull
+
+      grads = lax.switch(index, [branch(step) for step in steps], ids, arrays, h_RF, dy_ND)
+      return None, None, grads
+
+    climb = jax.custom_vjp(lambda *args: forward(*args)[0])
+    climb.defvjp(forward, backward)
+    return climb(index, ids, arrays)
+
+  def _work(
+    self, C: int | None, ids: _Arrays, arrays: _Arrays, known_RF: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """The tokens (N, D) through their experts, each with room for C rows; None: for all it has.
+
+    Args:
+      ids: the choices in the experts' order, each token's experts (N, K), the choices an expert.
+      arrays: the tokens (N, D), the weights of their choices (N, K), the experts' weights.
+      known_RF: the result of the first product, where it is known (its gradients are still taken).
+
+    Returns:
+      Also the result of the first product, (R, 2 F).
+    """
+    order, experts_NK, sizes_E = ids
+    x_ND, gates_NK, gate_up_EDF, down_EFD = arrays
     K, F = experts_NK.shape[1], down_EFD.shape[1]
     if C is None:
       choice_R, row_NK = order, _inverse(order)
@@ -221,7 +263,8 @@ class MoeMlp(nnx.Module):
 
     x_RD = _dispatch(K, x_ND, choice_R, row_NK)
     gates_R1 = _dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
-    h_RF = checkpoint_name(product(x_RD, gate_up_EDF), "mlp")
+    h_RF = product(x_RD, gate_up_EDF) if known_RF is None else _known(x_RD, gate_up_EDF, known_RF)
+    h_RF = checkpoint_name(h_RF, "mlp")
     gate_RF, up_RF = h_RF[:, :F], h_RF[:, F:]
     match self.activation:
       case Activation.SWIGLU:
@@ -231,7 +274,26 @@ class MoeMlp(nnx.Module):
     # A token's weight of its expert commutes with the last product. Applied before it, its gradient
     # needs no second look at the product's result, which then need not be kept.
     act_RF = (act_RF.astype(jnp.float32) * gates_R1).astype(self.dtype)
-    return _combine(K, product(act_RF, down_EFD), choice_R, row_NK)
+    return _combine(K, product(act_RF, down_EFD), choice_R, row_NK), h_RF
+
+
+@jax.custom_vjp
+def _known(x_RD: jax.Array, w_EDF: jax.Array, y_RF: jax.Array) -> jax.Array:
+  """y, which is the product of x, C rows an expert, and w: only its gradients are computed."""
+  return y_RF
+
+
+def _known_backward(
+  args: tuple[jax.Array, jax.Array], dy_RF: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+  x_RD, w_EDF = args
+  E, D, F = w_EDF.shape
+  x_ECD, dy_ECF = x_RD.reshape(E, -1, D), dy_RF.reshape(E, -1, F)
+  dx_ECD = jnp.einsum("ECF,EDF->ECD", dy_ECF, w_EDF)
+  return dx_ECD.reshape(-1, D), jnp.einsum("ECD,ECF->EDF", x_ECD, dy_ECF), None
+
+
+_known.defvjp(lambda x, w, y: (y, (x, w)), _known_backward)
 
 
 def _mesh_axes(entry: Any) -> tuple[str, ...]:
