@@ -1,12 +1,33 @@
 """The config of `python -m jaxlm.data`: sources, what is cleaned away, duplicates, tests."""
 
 import dataclasses
-import enum
 import typing
 
 from jaxlm.data.prep.config import CorpusConfig
+from jaxlm.data.stages.clean_config import (
+  CleanConfig,
+  code,
+  dclm_rw,
+  fineweb,
+  gopher,
+  minimal,
+)
 from jaxlm.data.stages.dedup_config import DecontaminateConfig, DedupConfig
+from jaxlm.data.stages.executor_config import ExecutorConfig
+from jaxlm.data.stages.ops import Words
 from jaxlm.errors import UserError
+
+__all__ = [
+  "CleanConfig",
+  "CurationConfig",
+  "WarcSourceConfig",
+  "Words",
+  "code",
+  "dclm_rw",
+  "fineweb",
+  "gopher",
+  "minimal",
+]
 
 if typing.TYPE_CHECKING:
   from jaxlm.data.prep.documents import Corpus
@@ -33,53 +54,6 @@ class WarcSourceConfig(CorpusConfig):
       raise UserError(f"{path}.paths=(): name a WARC file or a folder of them")
 
 
-class Words(enum.Enum):
-  """What counts as a word. SPACY: the published recipes' choice. REGEX: 20 times faster.
-
-  They disagree on one in eight of GopherQuality's verdicts, so the choice is part of the record.
-  """
-
-  REGEX = "regex"
-  SPACY = "spacy"
-
-
-@dataclasses.dataclass(kw_only=True)
-class CleanConfig:
-  """What is done with each document, in this order.
-
-  Attributes:
-    extract: pages become their main text (resiliparse).
-    gopher_repetition, gopher_quality: Rae et al. 2021 (arXiv:2112.11446), table A1.
-    c4: Raffel et al. 2020 (arXiv:1910.10683) without the word list and the rule about line ends.
-      c4_curly_bracket: its rule against braces, which drops all code.
-    fineweb: Penedo et al. 2024 (arXiv:2406.17557).
-    private_data: email and public IP addresses are replaced.
-    words: see Words.
-  """
-
-  extract: bool = True
-  gopher_repetition: bool = True
-  gopher_quality: bool = True
-  c4: bool = True
-  c4_curly_bracket: bool = False
-  fineweb: bool = True
-  private_data: bool = True
-  words: Words = Words.REGEX
-
-  def validate(self, path: str) -> None:
-    """Nothing can be wrong with it yet."""
-
-
-def minimal() -> CleanConfig:
-  """Extraction and private data only."""
-  return CleanConfig(gopher_repetition=False, gopher_quality=False, c4=False, fineweb=False)
-
-
-def gopher() -> CleanConfig:
-  """Gopher's rules alone."""
-  return CleanConfig(c4=False, fineweb=False)
-
-
 @dataclasses.dataclass(kw_only=True)
 class CurationConfig:
   """Raw documents to clean ones.
@@ -89,6 +63,7 @@ class CurationConfig:
     sources: where documents come from; metadata["source"] is the key.
     max_drop_ratio: a stage that removes a larger share stops.
     seed: of hashes.
+    executor: how tasks are run on Slurm and Ray; of no influence on what comes out.
   """
 
   name: str
@@ -99,6 +74,7 @@ class CurationConfig:
   decontaminate: DecontaminateConfig = dataclasses.field(default_factory=DecontaminateConfig)
   max_drop_ratio: float = 0.95
   seed: int = 0
+  executor: ExecutorConfig = dataclasses.field(default_factory=ExecutorConfig)
 
   def validate(self, path: str = "config") -> None:
     """Raises UserError for values that can not work."""
@@ -108,5 +84,5 @@ class CurationConfig:
       source.validate(f"{path}.sources[{name!r}]")
     if not 0 < self.max_drop_ratio <= 1:
       raise UserError(f"{path}.max_drop_ratio={self.max_drop_ratio}: must be above 0, at most 1")
-    for part in ("clean", "dedup", "decontaminate"):
+    for part in ("clean", "dedup", "decontaminate", "executor"):
       getattr(self, part).validate(f"{path}.{part}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxlm.data.stages import base
 from jaxlm.data.stages.dedup_config import DecontaminateConfig
+from jaxlm.data.stages.executor_config import ExecutorConfig
 from jaxlm.data.stages.runner import (
   Runner,
   as_json,
@@ -24,7 +25,7 @@ def run(
   output: str | Path,
   config: DecontaminateConfig,
   *,
-  executor: str = "local",
+  executor: str | ExecutorConfig = "local",
   tasks: int = 1,
   workers: int = 1,
   max_drop_ratio: float = 0.95,

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxlm.data.stages import base
 from jaxlm.data.stages.dedup_config import DedupConfig, KeepRule, LineUnit
+from jaxlm.data.stages.executor_config import ExecutorConfig
 from jaxlm.data.stages.runner import (
   Runner,
   as_json,
@@ -93,7 +94,7 @@ def run(
   output: str | Path,
   config: DedupConfig,
   *,
-  executor: str = "local",
+  executor: str | ExecutorConfig = "local",
   tasks: int = 1,
   workers: int = 1,
   max_drop_ratio: float = 0.95,

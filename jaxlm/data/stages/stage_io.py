@@ -29,6 +29,7 @@ from jaxlm.errors import UserError
 
 AT = "_at"
 LINE_BITS = 40
+STOP_AFTER = 1000  # errored documents of a task
 
 
 def file_of(at: int) -> int:
@@ -123,6 +124,7 @@ class Count:
   seconds: float = 0.0
   reasons: Counter = dataclasses.field(default_factory=Counter)
   extra: Counter = dataclasses.field(default_factory=Counter)
+  errors: Counter = dataclasses.field(default_factory=Counter)  # by the class of the exception
 
   def add(self, other: "Count") -> None:
     for field in dataclasses.fields(self):
@@ -131,16 +133,18 @@ class Count:
 
   def op(self, name: str) -> dict[str, Any]:
     """As in stage.json."""
+    more = {"extra": self.extra, "errors": self.errors}
     return {
       "name": name,
       "in": self.seen,
       "kept": self.kept,
       "dropped": sum(self.reasons.values()),
       "reasons": dict(sorted(self.reasons.items())),
-      "errored": 0,
+      "errored": sum(self.errors.values()),
       "bytes_in": self.bytes_in,
       "bytes_kept": self.bytes_kept,
       "seconds": round(self.seconds, 3),
+      **{key: dict(sorted(values.items())) for key, values in more.items() if values},
     }
 
 
@@ -148,9 +152,13 @@ class CountedOp(PipelineStep):
   """An op that keeps or drops documents: dropped ones go to removed/, the counts to counts/.
 
   A subclass has `judge`: None to keep the document (it may change it), else the reason.
+
+  counts_errors: an exception on a document makes it an errored one, which goes to removed/ as it
+    came; otherwise it ends the stage.
   """
 
   type = "op"
+  counts_errors = False
 
   def __init__(self, op: str, counts: str | Path, removed: str | Path | None):
     self.name = op  # before: the statistics are labelled with it
@@ -177,9 +185,13 @@ class CountedOp(PipelineStep):
         before = time.perf_counter()
         count.seen += 1
         count.bytes_in += _size(document.text)
-        reason = self.judge(document, count)
+        reason, error = self._judge(document, count)
         if reason is not None:
-          count.reasons[reason] += 1
+          if error:
+            count.errors[error] += 1
+            self._stop_early(count)
+          else:
+            count.reasons[reason] += 1
           self.stat_update(f"dropped_{reason}")
           if self.writer:
             document.metadata["reason"] = reason
@@ -193,6 +205,31 @@ class CountedOp(PipelineStep):
     self.end(rank)
     with whole_file(self.counts / f"{rank:05d}.json", "w") as file:
       json.dump(vars(count), file)
+
+  def _judge(self, document: Document, count: Count) -> tuple[str | None, str]:
+    """Why the document goes, if it does, and the class of the exception, if there was one."""
+    if not self.counts_errors:
+      return self.judge(document, count), ""
+    text = document.text
+    try:
+      return self.judge(document, count), ""
+    except UserError:  # of the settings, not of the document
+      raise
+    except Exception as error:
+      document.text = text
+      name = type(error).__name__
+      document.metadata["error"] = f"{name}: {error}"[:300]
+      return f"error: {name}", name
+
+  def _stop_early(self, count: Count) -> None:
+    """UserError where an op fails on most of what it sees: the rest need not be tried."""
+    errored = sum(count.errors.values())
+    if errored >= STOP_AFTER and 2 * errored > count.seen:
+      name, number = count.errors.most_common(1)[0]
+      raise UserError(
+        f"{self.counts.parent.parent.parent}: {self.op} failed on {errored} of the first "
+        f"{count.seen} documents of a task, {number} times with {name}; look into removed/{self.op}"
+      )
 
 
 class Tally(CountedOp):
@@ -223,14 +260,17 @@ def read_count(counts: str | Path, op: str) -> Count:
   total = Count()
   for file in sorted((Path(counts) / op).glob("*.json")):
     one = json.loads(file.read_text(encoding="utf-8"))
-    one["reasons"], one["extra"] = Counter(one["reasons"]), Counter(one["extra"])
+    for key in ("reasons", "extra", "errors"):
+      one[key] = Counter(one.get(key, {}))
     total.add(Count(**one))
   return total
 
 
 def shares(before: Count, after: Count, kind: str) -> dict[str, dict[str, int]]:
   """Documents in and kept, of each source or language."""
-  found = sorted(key for key in before.extra if key.startswith(f"{kind}:"))
+  # Both: an op between them may have found what language a document is in.
+  both = before.extra.keys() | after.extra.keys()
+  found = sorted(key for key in both if key.startswith(f"{kind}:"))
   return {
     key.removeprefix(f"{kind}:"): {"in": before.extra[key], "kept": after.extra[key]}
     for key in found

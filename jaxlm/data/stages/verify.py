@@ -140,7 +140,7 @@ def _books(directory: Path, record: dict[str, Any]) -> Iterator[str]:
       total = sum(g["kept"] for g in groups.values())
       yield f"{directory}: {key} adds up to {total:,} documents kept, not {record['kept']:,}"
   counts = [("documents", record["kept"])]
-  counts += [(f"removed/{op['name']}", op["dropped"]) for op in ops]
+  counts += [(f"removed/{op['name']}", op["dropped"] + op["errored"]) for op in ops]
   for folder, expected in counts:
     if folder != "documents" and not (directory / folder).is_dir():
       continue

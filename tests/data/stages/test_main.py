@@ -10,7 +10,7 @@ import pytest
 
 from jaxlm.data.prep.config import TextSourceConfig
 from jaxlm.data.stages import base, clean, collect, runner
-from jaxlm.data.stages.config import CleanConfig, CurationConfig, WarcSourceConfig, minimal
+from jaxlm.data.stages.config import CurationConfig, WarcSourceConfig, gopher, minimal
 from jaxlm.errors import UserError
 
 SYLLABLES = (
@@ -132,7 +132,7 @@ def test_tasks_change_no_byte_and_settings_make_a_new_directory(config):
   (one / "stage.json").unlink()
   again = clean.run(upstream, config.output, minimal(), tasks=2)
   assert again == one and base.read_stage(again)["files"] == files
-  assert clean.run(upstream, config.output, CleanConfig(c4=False)) != one
+  assert clean.run(upstream, config.output, gopher()) != one
 
 
 def test_too_much_removed_stops_with_the_op(config):

@@ -1,0 +1,162 @@
+"""Finds personal data: patterns first, then what a check digit or a registry says of them."""
+
+import functools
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.formatters.pii import PIIFormatter
+
+from jaxlm.data.stages.ops.base import OpContext
+from jaxlm.data.stages.ops.private_data import Handling, PrivateDataConfig
+from jaxlm.data.stages.ops.steps import Op
+from jaxlm.data.stages.stage_io import Count
+
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{1,4}:){2,7}(?::|[0-9a-fA-F:]{1,35})(?![\w:])")
+_PHONE = re.compile(
+  r"(?<![\w+./-])(?:"
+  r"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"
+  r"|(?:1[ .-])?\(\d{3}\) ?\d{3}[ .-]\d{4}"
+  r"|(?:1[ .-])?\d{3}([.-])\d{3}\1\d{4}"
+  r")(?![\w-]|\.\d)"
+)
+_CARD = re.compile(
+  r"(?<![\w.-])[2-6]\d{3}"
+  r"(?:([ -]?)\d{4}\1\d{4}\1\d{1,7}|[ -]?\d{6}[ -]?\d{4,5})(?![\w-])"
+)
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+
+# Characters of an account number by country: the registry of ISO 13616.
+_IBAN_LENGTHS = {
+  "NO": 15, "BE": 16, "DK": 18, "FI": 18, "FO": 18, "GL": 18, "NL": 18, "MK": 19, "SI": 19,
+  "AT": 20, "BA": 20, "EE": 20, "KZ": 20, "LT": 20, "LU": 20, "XK": 20, "CH": 21, "HR": 21,
+  "LI": 21, "LV": 21, "BG": 22, "BH": 22, "CR": 22, "DE": 22, "GB": 22, "GE": 22, "IE": 22,
+  "ME": 22, "RS": 22, "AE": 23, "GI": 23, "IL": 23, "AD": 24, "CZ": 24, "ES": 24, "MD": 24,
+  "PK": 24, "RO": 24, "SA": 24, "SE": 24, "SK": 24, "TN": 24, "PT": 25, "IS": 26, "TR": 26,
+  "FR": 27, "GR": 27, "IT": 27, "MC": 27, "MR": 27, "SM": 27, "AL": 28, "AZ": 28, "CY": 28,
+  "DO": 28, "GT": 28, "HU": 28, "LB": 28, "PL": 28, "BR": 29, "PS": 29, "QA": 29, "UA": 29,
+  "JO": 30, "KW": 30, "MU": 30, "MT": 31,
+}  # fmt: skip
+
+
+def is_card(text: str) -> bool:
+  """Whether it is the number of a payment card: issuer, length and Luhn's check digit."""
+  digits = [int(c) for c in text if c.isdigit()]
+  head, size = int("".join(map(str, digits[:4]))), len(digits)
+  issued = (
+    (head // 1000 == 4 and size in (13, 16, 19))
+    or (size == 16 and (5100 <= head <= 5599 or 2221 <= head <= 2720))
+    or (size == 15 and head // 100 in (34, 37))
+    or (size == 16 and (head == 6011 or head // 100 == 65 or 6440 <= head <= 6499))
+    or (size == 16 and 3528 <= head <= 3589)
+    or (size == 14 and (3000 <= head <= 3059 or head // 100 in (36, 38)))
+  )
+  doubled = [d * 2 - 9 * (d > 4) for d in digits[-2::-2]]
+  return issued and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def is_iban(text: str) -> bool:
+  """Whether it is the number of a bank account: the length of its country, and modulo 97."""
+  plain = text.replace(" ", "")
+  if _IBAN_LENGTHS.get(plain[:2]) != len(plain):
+    return False
+  return int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
+
+
+def is_phone(text: str) -> bool:
+  """Whether it has as many digits as a telephone number (ITU E.164), and they are not all one."""
+  digits = [c for c in text if c.isdigit()]
+  return 8 <= len(digits) <= 15 and len(set(digits)) > 2
+
+
+def is_public_ipv6(text: str) -> bool:
+  """Whether it is an address of the part of the space that is given out, 2000::/3."""
+  try:
+    address = ipaddress.IPv6Address(text)
+  except ValueError:
+    return False
+  return address.is_global and int(address) >> 125 == 1
+
+
+class _Kind:
+  """One kind: where it may be, whether it is one, what stands in its place."""
+
+  def __init__(
+    self,
+    patterns: list[tuple[re.Pattern[str], Callable[[str], bool] | None]],
+    replacements: tuple[str, ...],
+    sign: Callable[[str], object],
+  ):
+    self.patterns = patterns
+    self.replacements = replacements
+    self.sign = sign  # of a text: false where there can be none; much cheaper than the patterns
+    self._found = 0
+
+  def __call__(self, text: str, replace: bool) -> tuple[str, int]:
+    """The text, changed if it is to be replaced, and how many there are."""
+    # From the first replacement anew in each document: datatrove goes on where the last document
+    # ended, so that the text would depend on the tasks.
+    self._found = 0
+    if self.sign(text):
+      for pattern, check in self.patterns:
+        text = pattern.sub(functools.partial(self._one, check, replace), text)
+    return text, self._found
+
+  def _one(self, check: Callable[[str], bool] | None, replace: bool, match: re.Match[str]) -> str:
+    if check is not None and not check(match.group()):
+      return match.group()
+    chosen = self.replacements[self._found % len(self.replacements)]
+    self._found += 1
+    return chosen if replace else match.group()
+
+
+def _kinds() -> dict[str, _Kind]:
+  theirs = PIIFormatter()
+  email, ip = theirs.emails_replacer, theirs.ip_replacer
+  # Their pattern alone also takes the inside of 1.2.3.4.5.
+  whole = re.compile(rf"(?<![\d.])(?:{ip.regex.pattern})(?![\d]|\.\d)")
+  digits = re.compile(r"\d\d").search
+  dotted = re.compile(r"\d\.\d|:[0-9a-fA-F:]*:").search
+  # Accounts and cards before telephones and addresses: their digits are not to be taken apart.
+  return {
+    "email": _Kind([(email.regex, None)], email.replacements, lambda text: "@" in text),
+    "iban": _Kind([(_IBAN, is_iban)], ("IBAN",), digits),
+    "card": _Kind([(_CARD, is_card)], ("CARD_NUMBER",), digits),
+    "phone": _Kind([(_PHONE, is_phone)], ("PHONE_NUMBER",), digits),
+    "ip": _Kind([(whole, ip.validator), (_IPV6, is_public_ipv6)], ip.replacements, dotted),
+  }
+
+
+class PrivateData(Op):
+  """Counts personal data of each kind, and replaces those that the config says."""
+
+  def __init__(self, context: OpContext, config: PrivateDataConfig):
+    super().__init__(context)
+    self.handling: dict[str, Handling] = {
+      kind: getattr(config, kind) for kind in ("email", "iban", "card", "phone", "ip")
+    }
+    self._kinds: Any = None
+
+  def start(self) -> None:
+    self._kinds = [
+      (name, kind, self.handling[name] is Handling.REPLACE)
+      for name, kind in _kinds().items()
+      if self.handling[name] is not Handling.OFF
+    ]
+
+  def end(self, rank: int) -> None:
+    self._kinds = None  # the steps are pickled for the next task
+
+  def judge(self, document: Document, count: Count) -> str | None:
+    text = document.text
+    for name, kind, replace in self._kinds:
+      text, found = kind(text, replace)
+      document.metadata[f"pii_{name}"] = found
+      if found:
+        count.extra[name] += found
+        count.extra[f"{name}_documents"] += 1
+    count.extra["replaced_documents"] += text != document.text
+    document.text = text
+    return None
