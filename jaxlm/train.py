@@ -24,8 +24,9 @@ STOP_AT = cli.define_integer(
 
 
 def main() -> int:
-  from jaxlm import run
+  from jaxlm import distributed, run
 
+  distributed.initialize()
   finished = run.train(
     CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value, stop_at=STOP_AT.value
   )

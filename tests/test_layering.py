@@ -22,7 +22,7 @@ from jaxlm import cli
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags", "hugepages"},
+  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags", "hugepages", "distributed"},
   {"sharding"},
   {"layers", "kernels", "quant"},
   {"models", "optim", "objectives", "data", "tokenizers"},
@@ -36,6 +36,7 @@ MAINS = len(LAYERS) - 1
 SAME_LAYER = {
   ("configlib", "errors"),
   ("mesh", "errors"),
+  ("distributed", "errors"),
   ("batch", "errors"),
   ("hugepages", "xla_flags"),
   ("tree", "errors"),

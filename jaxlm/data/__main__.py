@@ -36,7 +36,7 @@ def _config_class() -> type:
 
 
 _CONFIG = cli.define_config(example="configs/data/clean_text.py", expected=_config_class)
-_EXECUTOR = cli.define_string("executor", "local", "what runs the tasks; only local is built in")
+_EXECUTOR = cli.define_string("executor", "local", "what runs the tasks: local, slurm or ray")
 _TASKS = cli.define_integer("tasks", 1, "parts of a stage", lower_bound=1)
 _WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower_bound=1)
 _LIMIT = cli.define_integer("limit", None, "documents of each source", lower_bound=1)
@@ -55,7 +55,7 @@ def stages(config: "CurationConfig", last: str) -> Path:
   from jaxlm.data.stages import base, clean, collect, decontaminate, dedup
 
   common = dict(
-    executor=_EXECUTOR.value,
+    executor=config.executor.named(_EXECUTOR.value),
     tasks=_TASKS.value,
     workers=_WORKERS.value,
     max_drop_ratio=config.max_drop_ratio,

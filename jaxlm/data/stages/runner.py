@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.stages import base
+from jaxlm.data.stages import base, executors
+from jaxlm.data.stages.executor_config import ExecutorConfig
 from jaxlm.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -20,20 +21,23 @@ if typing.TYPE_CHECKING:
 
 
 class Runner:
-  """Runs the pipelines of one stage, each under a logging directory of its own."""
+  """Runs the pipelines of one stage, each under a logging directory of its own.
 
-  def __init__(self, directory: Path, executor: str, tasks: int, workers: int):
+  executor: a name (local, slurm, ray), or the config that also says what each task is given.
+  """
+
+  def __init__(self, directory: Path, executor: str | ExecutorConfig, tasks: int, workers: int):
     self.directory = directory
-    self.executor = executor
+    self.options = ExecutorConfig.of(executor)
     self.tasks = tasks
     self.workers = workers
 
   def __call__(self, name: str, steps: list[Any], tasks: int | None = None) -> None:
     tasks = tasks or self.tasks
-    logs = self.directory / "logs" / name
+    logs = self.directory.absolute() / "logs" / name
     workers = min(self.workers, tasks)
     try:
-      self._run(steps, str(logs), tasks, workers)
+      executors.run(steps, str(logs), tasks, workers, self.options)
     except OSError as error:
       place = f"{error.filename}: " if error.filename else ""
       raise UserError(
@@ -43,61 +47,6 @@ class Runner:
     done = len(list((logs / "completions").glob("*")))
     if done != tasks:
       raise UserError(f"{logs}: {done} of {tasks} tasks finished; run the stage again")
-
-  def _run(self, steps: list[Any], logs: str, tasks: int, workers: int) -> None:
-    if self.executor != "local":
-      raise UserError(f"--executor={self.executor}: only 'local' is there yet")
-    _run_local(steps, logs, tasks, workers)
-
-
-def _run_local(steps: list[Any], logs: str, tasks: int, workers: int) -> None:
-  """The tasks that are not done yet, in processes that are missed when they die."""
-  from concurrent.futures import ProcessPoolExecutor
-  from concurrent.futures.process import BrokenProcessPool
-  from multiprocessing import get_context
-
-  import dill  # comes with datatrove: its steps hold functions that pickle does not take
-
-  try:
-    if workers == 1:
-      _run_tasks(steps, logs, tasks, 0, tasks)
-      return
-    # datatrove's own pool waits forever for a worker that was killed.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-      packed = dill.dumps(steps)
-      futures = [pool.submit(_run_packed, packed, logs, tasks, rank) for rank in range(tasks)]
-      for future in futures:
-        future.result()
-  except BrokenProcessPool:
-    raise UserError(
-      f"{logs}: a worker was killed (out of memory?); run the stage again, with fewer --workers: "
-      "it goes on at its tasks"
-    ) from None
-  except (UserError, OSError):
-    raise
-  except Exception as error:  # of a filter or an extractor, on some document
-    raise UserError(
-      f"{logs}: {type(error).__name__}: {error}; logs/task_*.log there holds the rest"
-    ) from error
-
-
-def _run_packed(steps: bytes, logs: str, tasks: int, rank: int) -> None:
-  import dill
-
-  _run_tasks(dill.loads(steps), logs, tasks, rank, 1)
-
-
-def _run_tasks(steps: list[Any], logs: str, tasks: int, first: int, count: int) -> None:
-  from datatrove.executor.local import LocalPipelineExecutor
-
-  LocalPipelineExecutor(
-    steps,
-    tasks=tasks,
-    workers=1,
-    logging_dir=logs,
-    local_tasks=count,
-    local_rank_offset=first,
-  ).run()
 
 
 def as_json(config: Any) -> Any:
@@ -140,6 +89,10 @@ def begin(directory: Path, found: str, tasks: int) -> None:
     except (OSError, ValueError):
       same = False
     if not same:
+      if any(directory.glob("logs/*/slurm_jobs.json")):
+        from jaxlm.data.stages.executors import slurm
+
+        slurm.cancel_left_over(directory)
       shutil.rmtree(directory)
   directory.mkdir(parents=True, exist_ok=True)
   fresh = directory / f".begun.{os.getpid()}"
