@@ -3,16 +3,24 @@
 A trainer that only looks at shapes will train in silence on the wrong tokenizer's ids (and show a
 better loss). Every checkpoint of jaxlm carries a Seal; training, resuming, evaluating, generating
 and exporting compare it with what they were given.
+
+Beside it a run keeps WORKDIR/lineage.json, the datasets that it trained on by the sha256 of their
+manifests; `walk` follows it from there: manifest, stages, raw files.
 """
 
 import dataclasses
 import functools
 import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxlm import __version__
+from jaxlm.data.manifest import FILE_NAME, Manifest
 from jaxlm.errors import UserError
+
+DATASETS = "lineage.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,3 +97,120 @@ def code_fingerprint() -> str:
   for file in sorted(root.rglob("*.py")):
     digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
   return digest.hexdigest()
+
+
+# ---- from a run back to the raw files ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+  """One thing that a run was made from.
+
+  kind: dataset, shard, stage, output (of a stage), listing or raw. where: the file. sha256: as
+  recorded. state: good, changed, missing, or unchecked.
+  """
+
+  kind: str
+  where: str
+  sha256: str
+  state: str
+
+
+def dataset_paths(sources: Iterable[Any]) -> dict[str, str]:
+  """Name → directory of those sources of a DataConfig that are datasets of jaxlm."""
+  from jaxlm.data.config import TokenShardsConfig
+
+  return {s.name: s.path for s in sources if isinstance(s, TokenShardsConfig)}
+
+
+def datasets(paths: Mapping[str, str]) -> dict[str, dict[str, str]]:
+  """The record of the datasets of a run. paths: source name → dataset directory.
+
+  Each {"path", "manifest_sha256" (of the file), "fingerprint" (of what decides its ids)}.
+  """
+  return {
+    name: {
+      "path": str(Path(path).resolve()),
+      "manifest_sha256": _sha256(Path(path) / FILE_NAME),
+      "fingerprint": Manifest.load(path).fingerprint(),
+    }
+    for name, path in sorted(paths.items())
+  }
+
+
+def write(workdir: str | Path, found: Mapping[str, Mapping[str, str]]) -> None:
+  """Writes WORKDIR/lineage.json whole or not at all."""
+  fresh = Path(workdir) / f".{DATASETS}.tmp"
+  text = json.dumps({"datasets": found}, indent=2, sort_keys=True)
+  fresh.write_text(text + "\n", encoding="utf-8")
+  fresh.replace(Path(workdir) / DATASETS)
+
+
+def walk(workdir: str | Path, *, full: bool = False) -> list[Link]:
+  """Everything that a run was made from, each compared with the hash recorded one step before.
+
+  Manifests, stage records and listings are always compared; shards, the files of stages and raw
+  files (which may be gone by now, or large) with full.
+
+  Raises:
+    UserError: the run has no lineage.json.
+  """
+  file = Path(workdir) / DATASETS
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))["datasets"]
+  except OSError as e:
+    raise UserError(f"{file}: {e.strerror or e}: the run names no datasets") from None
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f"{file}: damaged ({type(e).__name__}: {e}); start the run again") from None
+  return [link for one in found.values() for link in _dataset_links(one, full)]
+
+
+def _dataset_links(record: Mapping[str, str], full: bool) -> Iterator[Link]:
+  root = Path(record["path"])
+  manifest_file = root / FILE_NAME
+  yield (top := _link("dataset", manifest_file, record["manifest_sha256"]))
+  if top.state != "good":
+    return
+  manifest = Manifest.load(root)
+  shards = [shard for split in manifest.splits.values() for shard in split.shards]
+  yield from _links("shard", ((root / s.file, s.sha256) for s in shards), full)
+  for stage in manifest.source.get("upstream") or []:
+    directory = root / stage["path"]
+    yield (link := _link("stage", directory / "stage.json", stage["sha256"]))
+    if link.state == "good":
+      values = json.loads((directory / "stage.json").read_text(encoding="utf-8"))
+      files = ((directory / name, sha256) for name, sha256 in sorted(values["files"].items()))
+      yield from _links("output", files, full)
+      yield from _raw_links(directory, values.get("raw"), full)
+  yield from _raw_links(root, manifest.source.get("raw"), full)
+
+
+def _raw_links(directory: Path, raw: Any, full: bool) -> Iterator[Link]:
+  """raw: {"listing", "sha256"}: a file as sha256sum writes it, in the directory."""
+  if not isinstance(raw, dict) or not raw.get("listing"):
+    return
+  listing = directory / raw["listing"]
+  yield (link := _link("listing", listing, raw["sha256"]))
+  if link.state == "good":
+    lines = listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    pairs = (line.split("  ", 1) for line in lines)
+    yield from _links("raw", ((Path(name), sha256) for sha256, name in pairs), full)
+
+
+def _links(kind: str, files: Iterable[tuple[Path, str]], full: bool) -> Iterator[Link]:
+  for file, sha256 in files:
+    yield _link(kind, file, sha256) if full else Link(kind, str(file), sha256, "unchecked")
+
+
+def _link(kind: str, file: Path, sha256: str) -> Link:
+  if not file.is_file():
+    return Link(kind, str(file), sha256, "missing")
+  return Link(kind, str(file), sha256, "good" if _sha256(file) == sha256 else "changed")
+
+
+def _sha256(file: Path) -> str:
+  try:
+    with file.open("rb") as stream:
+      return hashlib.file_digest(stream, "sha256").hexdigest()
+  except OSError as e:
+    raise UserError(f"{file}: {e.strerror or e}; restore the dataset") from None

@@ -5,8 +5,10 @@ usage:
   python -m jaxlm.prepare --config=configs/data/text.py --config.source.paths=my_texts
 
 Any value of the config can be set, for example --config.output=data/mine,
---config.tokenizer.vocab_size=4096 or --config.tokenizer.kind=byte. Running the same command again
-uses the dataset that is there; a changed config needs --config.overwrite=true.
+--config.tokenizer.vocab_size=4096, --config.tokenizer.kind=byte, --config.workers=4 (processes that
+encode), or --config.tokenizer.path=FOLDER for a tokenizer.json, a SentencePiece model or tiktoken
+ranks. Running the same command again uses the dataset that is there; a changed config needs
+--config.overwrite=true. For more text than one machine reads in a day: python -m jaxlm.data.
 """
 
 import shlex

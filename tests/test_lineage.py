@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from jaxlm import lineage
-from jaxlm.config import model_fingerprint
+from jaxlm import configlib, lineage
+from jaxlm.config import RunConfig, model_fingerprint
+from jaxlm.data.config import DataConfig, TokenShardsConfig
 from jaxlm.errors import UserError
 from jaxlm.layers.config import DType, Remat
 from jaxlm.lineage import Seal
@@ -86,3 +87,84 @@ def test_code_fingerprint(tmp_path, monkeypatch):
   assert not changes("notes.txt", "x = 3")
   (tmp_path / "b.py").rename(tmp_path / "c.py")
   assert fingerprint() not in seen
+
+
+# ---- from a run back to the raw files ---------------------------------------------------------
+
+
+@pytest.fixture
+def run_of_a_chain(tmp_path):
+  """Raw files → a stage → a dataset → a run's workdir; the raw folder, and the workdir."""
+  from jaxlm.data.prep.config import TokenizeConfig
+  from jaxlm.data.stages import tokenize
+  from jaxlm.tokenizers.byte import ByteTokenizer
+  from tests.data.stages.made_up import document, write_stage
+
+  raw = tmp_path / "raw"
+  raw.mkdir()
+  documents = []
+  for i in range(30):
+    (raw / f"{i}.txt").write_text(f"text {i} " * 20)
+    documents.append(document(f"{i}", f"text {i} " * 20))
+  config = {"name": "x", "sources": {"text": {"kind": "TextSourceConfig", "paths": [str(raw)]}}}
+  collect = write_stage(tmp_path / "data", "collect", documents, {"read": []}, config=config)
+  clean = write_stage(tmp_path / "data", "clean", documents, {"words": []}, upstream=[collect])
+  ByteTokenizer().save(tmp_path / "tokenizer")
+  dataset = tokenize.run(
+    clean, tmp_path / "data", TokenizeConfig(), tmp_path / "tokenizer", say=lambda _: None
+  )
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  config = RunConfig(
+    model=make_model(max_seq_len=64),
+    data=DataConfig(seq_len=16, sources=[TokenShardsConfig(name="text", path=str(dataset))]),
+  )
+  configlib.save_json(config, workdir / "config.json")
+  loaded = configlib.load_json(workdir / "config.json")
+  lineage.write(workdir, lineage.datasets(lineage.dataset_paths(loaded.data.sources)))
+  return raw, workdir, dataset, collect
+
+
+def test_a_run_leads_back_to_its_raw_files(run_of_a_chain):
+  """Broken when a link is missing: no stage, no file, or a hash that nothing carries on."""
+  raw, workdir, _, _ = run_of_a_chain
+  links = lineage.walk(workdir, full=True)
+  assert {link.state for link in links} == {"good"}
+  kinds = [link.kind for link in links]
+  assert kinds[0] == "dataset" and kinds.count("stage") == 2 and kinds.count("listing") == 1
+  assert {link.where for link in links if link.kind == "raw"} == {
+    str(file.resolve()) for file in raw.iterdir()
+  }
+  assert sum(link.kind == "output" for link in links) == 4
+  assert {link.state for link in lineage.walk(workdir)} == {"good", "unchecked"}
+
+
+def test_each_change_on_the_way_is_found(run_of_a_chain):
+  raw, workdir, dataset, collect = run_of_a_chain
+
+  def changed():
+    links = lineage.walk(workdir, full=True)
+    return [(link.kind, link.state) for link in links if link.state != "good"]
+
+  (raw / "3.txt").write_text("other")
+  assert changed() == [("raw", "changed")]
+  (raw / "4.txt").unlink()
+  assert sorted(changed()) == [("raw", "changed"), ("raw", "missing")]
+  shard = dataset / "train/shard-00000.bin"
+  data = shard.read_bytes()
+  shard.write_bytes(b"\1" + data[1:])
+  assert ("shard", "changed") in changed()
+  record = collect / "stage.json"
+  record.write_text(record.read_text().replace('"seconds": 1.5', '"seconds": 2.5'))
+  assert ("stage", "changed") in changed()
+  manifest = dataset / "manifest.json"
+  manifest.write_text(manifest.read_text() + "\n")
+  assert changed() == [("dataset", "changed")]  # what it says is not followed any more
+
+
+def test_a_run_without_a_record_is_an_error(tmp_path):
+  with pytest.raises(UserError, match=r"lineage\.json: .*names no datasets"):
+    lineage.walk(tmp_path)
+  (tmp_path / "lineage.json").write_text("{}")
+  with pytest.raises(UserError, match="damaged"):
+    lineage.walk(tmp_path)

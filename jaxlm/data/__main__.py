@@ -2,7 +2,8 @@
 
 usage:
   python -m jaxlm.data run --config=configs/data/clean_text.py     all stages, then the report
-  python -m jaxlm.data collect|clean|dedup|decontaminate --config=…  that stage and those before it
+  python -m jaxlm.data collect|clean|dedup|decontaminate|train_tokenizer|tokenize --config=…
+                                                                   that stage and those before it
   python -m jaxlm.data report --config=… [--dataset=DIR]           one HTML page and its JSON
   python -m jaxlm.data inspect --config=… --doc=ID                 what became of a document
   python -m jaxlm.data verify --config=… [--dataset=DIR]           checksums, books, the chain
@@ -11,8 +12,7 @@ usage:
   python -m jaxlm.data trace --config=… --dataset=RUN --row=N      where a training row comes from
 
 A stage that is there with the same settings and inputs is used as it is; one that was killed goes
-on at its tasks. The text of the last stage is tokenised by `python -m jaxlm.prepare` with
---config.source.paths=DIR/documents.
+on at its tasks.
 """
 
 import sys
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
   from jaxlm.data.stages.config import CurationConfig
 
 STAGES = ("collect", "clean", "dedup", "decontaminate")
-VERBS = (*STAGES, "run", "report", "inspect", "verify", "diff", "preview", "trace")
+VERBS = (
+  *STAGES,
+  "train_tokenizer",
+  "tokenize",
+  "run",
+  "report",
+  "inspect",
+  "verify",
+  "diff",
+  "preview",
+  "trace",
+)
 
 
 def _config_class() -> type:
@@ -61,7 +72,7 @@ def stages(config: "CurationConfig", last: str) -> Path:
     max_drop_ratio=config.max_drop_ratio,
   )
   output = config.output
-  directory = collect.run(config, limit=_LIMIT.value)
+  directory = collect.run(config, limit=_LIMIT.value, workers=_WORKERS.value)
   for name in STAGES[: STAGES.index(last) + 1]:
     if name == "clean":
       directory = clean.run(directory, output, config.clean, **common)
@@ -79,6 +90,30 @@ def stages(config: "CurationConfig", last: str) -> Path:
   return directory
 
 
+def tokenizer(config: "CurationConfig", documents: Path) -> Path:
+  """The directory of the tokenizer, trained on the stage `documents` where none is named."""
+  from jaxlm.data.stages import train_tokenizer
+
+  return train_tokenizer.run(documents, config.output, config.tokenizer, seed=config.seed)
+
+
+def dataset(config: "CurationConfig", documents: Path) -> Path:
+  """The directory of the shards made from the stage `documents`."""
+  from jaxlm.data.stages import tokenize
+
+  return tokenize.run(
+    documents,
+    config.output,
+    config.tokenize,
+    tokenizer(config, documents),
+    name=config.name,
+    eos=config.tokenizer.eos,
+    accelerator=config.tokenizer.accelerator,
+    seed=config.seed,
+    workers=_WORKERS.value,
+  )
+
+
 def main() -> int:
   config = _CONFIG.value
   config.validate()
@@ -89,22 +124,26 @@ def main() -> int:
     return cli.OK
   if _verb in STAGES:
     stages(config, _verb)
+  elif _verb == "train_tokenizer":
+    print(tokenizer(config, stages(config, STAGES[-1])))
+  elif _verb == "tokenize":
+    print(dataset(config, stages(config, STAGES[-1])))
   elif _verb == "run":
-    last = stages(config, STAGES[-1])
-    _report(config.output)
+    made = dataset(config, stages(config, STAGES[-1]))
+    _report(config.output, None if config.tokenize.split_by_source else str(made))
     print(
-      "next: python -m jaxlm.prepare --config=configs/data/text.py "
-      f"--config.source.paths={last}/documents --config.output=data/{config.name}"
+      "next: python -m jaxlm.train --config=configs/tiny.py --workdir=runs/mine "
+      f"'--config.data.sources[0].path={made}'"
     )
   else:
     _look(config)
   return cli.OK
 
 
-def _report(output: str) -> None:
+def _report(output: str, dataset: str | None) -> None:
   from jaxlm.data.stages import report
 
-  page, numbers = report.report(output, dataset=_DATASET.value)
+  page, numbers = report.report(output, dataset=dataset)
   print(f"report: {page} ({numbers.name} beside it)")
 
 
@@ -120,7 +159,7 @@ def _look(config: "CurationConfig") -> None:
   lines: list[str] = []
   match _verb:
     case "report":
-      _report(config.output)
+      _report(config.output, _DATASET.value)
     case "inspect":
       lines = inspect.find(config.output, _need("doc", _DOC.value))
     case "verify":

@@ -25,6 +25,7 @@ ITEM_SIZES = {"<u2": 2, "<u4": 4}
 INDEX_ITEM_SIZE = 8
 
 _T = TypeVar("_T")
+_NOT_CONTENT = ("versions", "accelerator")
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -189,9 +190,18 @@ class Manifest:
       temporary.unlink(missing_ok=True)
 
   def fingerprint(self) -> str:
-    """sha256 (hex) over the canonical JSON of everything but `created`."""
+    """sha256 (hex) over the canonical JSON of everything but when and with what it was made.
+
+    Left out: `created`, and of `source` the package versions, the encoder used (its ids are those
+    of the tokenizer) and places on disk; two runs of one seed agree wherever they lie.
+    """
     values = self.to_dict()
     del values["created"]
+    source = {k: v for k, v in values["source"].items() if k not in _NOT_CONTENT}
+    if isinstance(upstream := source.get("upstream"), list):
+      keys = ("stage", "fingerprint", "sha256")
+      source["upstream"] = [{k: one.get(k) for k in keys} for one in upstream]
+    values["source"] = source
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,7 +2,6 @@
 
 import array
 import bisect
-import gzip
 import hashlib
 import os
 import sys
@@ -13,11 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxlm.data.labels import LABELS, LabelWriter
 from jaxlm.data.manifest import ITEM_SIZES, Manifest, Shard
 from jaxlm.errors import UserError
 
-# The suffix of what names a shard's documents.
-LABELS = ".ids.jsonl.gz"
+__all__ = ["LABELS", "ShardWriter", "TokenShards"]
 
 
 class ShardWriter:
@@ -105,7 +104,7 @@ class ShardWriter:
     self._bytes += num_bytes
     self._ends.append(self._tokens)
     if label is not None:
-      self._labels.append(label)
+      self._labels.add(label)
     if self._tokens >= self._shard_tokens:
       self._finish()
 
@@ -136,7 +135,7 @@ class ShardWriter:
     self._file = self._temporary.open("wb", buffering=1 << 20)
     self._hash = hashlib.sha256()
     self._ends = array.array("Q")
-    self._labels: list[str] = []
+    self._labels = LabelWriter((self._root / self._name).with_suffix(LABELS))
     self._tokens = self._bytes = 0
 
   def _finish(self) -> None:
@@ -160,9 +159,9 @@ class ShardWriter:
     f.write(index)
     _sync_close(f)
     index_temporary.replace(final)
-    if self._labels:
-      assert len(self._labels) == len(self._ends), "labels are for all documents or none"
-      _write_labels(final.with_suffix(LABELS), self._labels)
+    if self._labels.count:
+      assert self._labels.count == len(self._ends), "labels are for all documents or none"
+      self._labels.finish()
     self._temporary.replace(self._root / shard.file)
     self._shards.append(shard)
 
@@ -172,14 +171,7 @@ class ShardWriter:
       self._file.close()
       self._file = None
       self._temporary.unlink(missing_ok=True)
-
-
-def _write_labels(file: Path, labels: list[str]) -> None:
-  temporary = file.with_name(file.name + ".tmp")
-  # No time and no name inside: the same documents give the same bytes.
-  with temporary.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as out:
-    out.write("".join(f"{label}\n" for label in labels).encode("utf-8", errors="replace"))
-  temporary.replace(file)
+      self._labels.abort()
 
 
 def _sync_close(f: BinaryIO) -> None:

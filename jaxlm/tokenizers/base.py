@@ -4,14 +4,18 @@
     DIR/<file>            what the kind needs, if anything (tokenizer.model)
 
 Every tokenizer of jaxlm is lossless: decode(encode(text)) == text for every text that is valid
-Unicode, and no text can spell a control id such as EOS.
+Unicode (of one whose own rules normalise text, for every text in that form: see `normalized`), and
+no text can spell a control id such as EOS.
+
+`load_tokenizer` also opens what others publish: a Hugging Face tokenizer.json or its folder, a
+SentencePiece .model, tiktoken ranks, GPT-2's vocabulary and merges (see tokenizers/foreign.py).
 """
 
 import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +28,8 @@ CARD = "tokenizer.json"
 # kind → module:class with a `load(directory, card)`; modules are imported only when asked for.
 KINDS = {
   "sentencepiece": "jaxlm.tokenizers.sentencepiece:SentencePieceTokenizer",
+  "huggingface": "jaxlm.tokenizers.huggingface:HuggingFaceTokenizer",
+  "tiktoken": "jaxlm.tokenizers.tiktoken:TiktokenTokenizer",
   "byte": "jaxlm.tokenizers.byte:ByteTokenizer",
 }
 
@@ -45,6 +51,10 @@ class Tokenizer(Protocol):
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """[encode(t) for t in texts], on all cores where the backend can."""
+    ...
+
+  def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    """The UTF-8 bytes that the ids stand for; an id may hold a part of a character."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -71,13 +81,22 @@ class Tokenizer(Protocol):
     ...
 
 
-def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
-  """Reads a directory written by `Tokenizer.save`.
+def load_tokenizer(directory: str | os.PathLike[str], *, eos: str | None = None) -> Tokenizer:
+  """Reads a directory written by `Tokenizer.save`, or a published tokenizer.
+
+  Args:
+    directory: the directory, or a published tokenizer's file or folder.
+    eos: of a published tokenizer, the symbol that ends a document, where its files do not tell.
 
   Raises:
     UserError: no card, an unknown kind, or a file that is missing or differs from its checksum.
   """
+  from jaxlm.tokenizers.foreign import open_foreign
+
   root = Path(directory)
+  published = open_foreign(root, eos)
+  if published is not None:
+    return published
   file = root / CARD
   remedy = "make the dataset again with `python -m jaxlm.prepare`, or correct the path"
   try:
@@ -118,6 +137,47 @@ def write_card(tokenizer: Tokenizer, directory: Path, file: str | None) -> None:
   (directory / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
+def normalized(tokenizer: Tokenizer, text: str) -> str:
+  """What decode(encode(text)) gives: the text itself, or its form under the tokenizer's own rules.
+
+  Published tokenizers may begin with NFC; their `normalize` tells. jaxlm trains none of that sort.
+  """
+  normalize = getattr(tokenizer, "normalize", None)
+  return text if normalize is None else normalize(text)
+
+
+def set_threads(tokenizer: Tokenizer, threads: int | None) -> None:
+  """Bounds the threads of encode_batch (None: all cores), for processes beside each other."""
+  if hasattr(tokenizer, "threads"):
+    tokenizer.threads = threads
+
+
+def segments(text: str, limit: int) -> Iterator[str]:
+  """The text in pieces of at most `limit` characters, cut at line ends where there are any."""
+  start = 0
+  while len(text) - start > limit:
+    end = text.rfind("\n", start, start + limit) + 1 or start + limit
+    yield text[start:end]
+    start = end
+  if start < len(text):
+    yield text[start:]
+
+
+def check_lossless(tokenizer: Tokenizer, symbols: Iterable[str], remedy: str) -> None:
+  """UserError unless the tokenizer gives back texts that are easily lost.
+
+  The probes: spaces and line ends, compatibility characters, decomposed accents, U+2581 (how
+  SentencePiece writes a space), no letter at all, and the names of its own `symbols`.
+  """
+  hard = (" ", " a  b \n\n c ", "ﬁ Ａ\r\n\t\0", "e\u0301 é", "a", "\u2581", "日本 👍🏽", "x </s> y")
+  for probe in (*hard, *symbols):
+    ids = tokenizer.encode(probe)
+    if tokenizer.decode(ids) != normalized(tokenizer, probe):
+      raise UserError(f"the {tokenizer.kind} tokenizer is not lossless on {probe!r}; {remedy}")
+    if tokenizer.eos_id in ids:
+      raise UserError(f"the {tokenizer.kind} tokenizer makes EOS of the text {probe!r}; {remedy}")
+
+
 def sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
@@ -135,7 +195,7 @@ def utf8(text: str) -> bytes:
 
 def join_bytes(table: Sequence[bytes], ids: Iterable[int]) -> bytes:
   """The bytes of the ids. table: bytes of each id."""
-  values = [int(i) for i in ids]
+  values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
   if values and not (min(values) >= 0 and max(values) < len(table)):
     bad = next(i for i in values if not 0 <= i < len(table))
     raise UserError(

@@ -31,8 +31,11 @@ class ByteTokenizer:
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     return [self.encode(text) for text in texts]
 
+  def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    return join_bytes(_TABLE, ids)
+
   def decode(self, ids: Iterable[int]) -> str:
-    return join_bytes(_TABLE, ids).decode("utf-8", "replace")
+    return self.decode_bytes(ids).decode("utf-8", "replace")
 
   def token_bytes(self) -> np.ndarray:
     out = np.ones(self.vocab_size, np.int32)

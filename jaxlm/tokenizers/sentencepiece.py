@@ -12,7 +12,7 @@ encoder bounded. The cut is part of `encode` itself: a text always has the same 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import sentencepiece
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import join_bytes, sha256, utf8, write_card
+from jaxlm.tokenizers.base import join_bytes, segments, sha256, utf8, write_card
 
 FILE = "tokenizer.model"
 SPACE = "\u2581"  # how the library writes a space inside
@@ -42,6 +42,7 @@ class SentencePieceTokenizer:
 
   def __init__(self, model: bytes):
     self._model = model
+    self.threads: int | None = None
     try:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
       size = self._processor.vocab_size()
@@ -90,22 +91,31 @@ class SentencePieceTokenizer:
     return cls(model)
 
   def encode(self, text: str) -> list[int]:
-    return self._encode([text], num_threads=1)[0]
+    return self._encode([text], threads=1)[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     # The library's own C++ threads: no processes, and the GIL is released.
-    return self._encode(texts, num_threads=min(len(texts), os.cpu_count() or 1) or 1)
+    threads = self.threads or os.cpu_count() or 1
+    return self._encode(texts, min(len(texts), threads) or 1)
 
-  def _encode(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
-    segments: list[str] = []
+  def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+    return self.encode_with(
+      texts, lambda parts: self._processor.encode(parts, num_threads=threads) if parts else []
+    )
+
+  def encode_with(
+    self, texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]]
+  ) -> list[list[int]]:
+    """encode_batch over the segments of the texts; shared with accelerators, which must agree."""
+    parts: list[str] = []
     owners: list[int] = []  # of each segment, the text; -1 - text for a literal U+2581
     for i, text in enumerate(texts):
       for part in _segments(text):
         owners.append(-1 - i if part is None else i)
         if part is not None:
-          segments.append(part)
+          parts.append(part)
     try:
-      encoded = iter(self._processor.encode(segments, num_threads=num_threads))
+      encoded = iter(encode_batch(parts))
     except (RuntimeError, TypeError, UnicodeError):
       for text in texts:
         utf8(text)  # raises the UserError when a lone surrogate was the cause
@@ -118,14 +128,22 @@ class SentencePieceTokenizer:
         out[owner].extend(next(encoded))
     return out
 
+  def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    return join_bytes(self._table, ids)
+
   def decode(self, ids: Iterable[int]) -> str:
-    return join_bytes(self._table, ids).decode("utf-8", "replace")
+    return self.decode_bytes(ids).decode("utf-8", "replace")
 
   def token_bytes(self) -> np.ndarray:
     return np.array([len(b) for b in self._table], np.int32)
 
   def fingerprint(self) -> str:
     return sha256(self._model)
+
+  @property
+  def model(self) -> bytes:
+    """The serialised model."""
+    return self._model
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     root = Path(directory)
@@ -143,10 +161,4 @@ def _segments(text: str) -> Iterator[str | None]:
   for n, part in enumerate(text.split(SPACE)):
     if n:
       yield None
-    start = 0
-    while len(part) - start > SEGMENT_CHARS:
-      end = part.rfind("\n", start, start + SEGMENT_CHARS) + 1 or start + SEGMENT_CHARS
-      yield part[start:end]
-      start = end
-    if start < len(part):
-      yield part[start:]
+    yield from segments(part, SEGMENT_CHARS)

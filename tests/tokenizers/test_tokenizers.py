@@ -15,6 +15,7 @@ from jaxlm.tokenizers import sentencepiece as sentencepiece_module
 from jaxlm.tokenizers.base import load_tokenizer
 from jaxlm.tokenizers.byte import ByteTokenizer
 from jaxlm.tokenizers.sentencepiece import SentencePieceTokenizer
+from jaxlm.tokenizers.stream import StreamDecoder
 
 TEXT = "The quick brown fox, 1234 times:\n    return self.value  # jumped\n\n" * 20
 HARD = {
@@ -88,6 +89,16 @@ def test_control_ids_and_broken_utf8_decode(tokenizer):
   assert tokenizer.token_bytes().shape == (tokenizer.vocab_size,)
   assert tokenizer.token_bytes().dtype == np.int32
   assert tokenizer.token_bytes()[tokenizer.eos_id] == 0
+
+
+def test_a_stream_is_the_whole(tokenizer):
+  """Broken by decoding id by id: a character of several ids would come out as U+FFFD."""
+  stream = StreamDecoder(tokenizer)
+  for text in (*HARD.values(), TEXT):
+    pieces = [stream.push([i]) for i in tokenizer.encode(text)]
+    assert "".join(pieces) + stream.finish() == text
+  half = tokenizer.encode("日本")[:-1]
+  assert "".join(stream.push([i]) for i in half) + stream.finish() == tokenizer.decode(half)
 
 
 @pytest.mark.parametrize("bad", [-1, 10**6])

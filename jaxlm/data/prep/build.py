@@ -1,12 +1,9 @@
 """`prepare`: from a source of text to a tokenised dataset on disk, whole or not at all."""
 
-import contextlib
 import dataclasses
 import datetime
-import functools
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,16 +16,23 @@ from jaxlm.data.manifest import FILE_NAME, Manifest, Split, dtype_for
 from jaxlm.data.prep.baseline import compressed_sizes
 from jaxlm.data.prep.config import PrepareConfig, TokenizerKind
 from jaxlm.data.prep.documents import Corpus, Counts, Document, Spool
+from jaxlm.data.prep.output import remove_abandoned, replacing
+from jaxlm.data.prep.provenance import package_versions, upstream_stages, write_listing
+from jaxlm.data.prep.runs import HELDOUT as HELDOUT_SPLIT
+from jaxlm.data.prep.runs import TRAIN as TRAIN_SPLIT
 from jaxlm.data.prep.split import Collected, Splits, collect, split
-from jaxlm.data.prep.tokenise import tokenise
+from jaxlm.data.prep.spooled import SharedSpool, units
+from jaxlm.data.prep.tokenise import encode_all, write_dataset
 from jaxlm.errors import UserError
+from jaxlm.tokenizers.accelerate import SAMPLE_CHARS, SAMPLE_DOCUMENTS, accelerate
 from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
 
 REPORT = "report.json"
 TRAIN, HELDOUT = "train", "heldout"
 _NAMED = ("undecodable", "unreadable")  # problems whose files are named in a warning
 # Where the dataset lies and how errors are met; not what is in it.
-_NOT_CONTENT = ("output", "overwrite", "strict")
+_NOT_CONTENT = ("output", "overwrite", "strict", "workers")
+BUCKET_BYTES = 1 << 26  # of text that the shuffle holds in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +68,14 @@ def prepare(config: PrepareConfig, on_progress: OnProgress = lambda _: None) -> 
   on_progress(Progress("scan", message=f"source: {_describe(config)}"))
   corpus = config.source.build(strict=config.strict, exclude=str(output))
   fingerprint = _fingerprint(config, corpus)
-  _remove_abandoned(output)
+  remove_abandoned(output)
   if (existing := _existing(config, output, fingerprint)) is not None:
     on_progress(
       Progress("reuse", message=f"{config.output}: same config and source; used as it is")
     )
     return existing
   try:
-    with _replacing(output) as directory:
+    with replacing(output) as directory:
       return _build(config, corpus, fingerprint, directory, on_progress)
   except OSError as e:
     raise UserError(f"{e.filename or config.output}: {e.strerror or e}") from e
@@ -85,7 +89,7 @@ def _build(
   on_progress: OnProgress,
 ) -> Manifest:
   spool_file = directory / "documents.tmp"
-  with Spool(spool_file) as spool:
+  with SharedSpool(spool_file) as spool:
     collected = collect(_watched(corpus.documents(), on_progress), spool)
     for reason in _NAMED:
       if number := corpus.counts.skipped[reason]:
@@ -101,27 +105,36 @@ def _build(
       )
     tokenizer = _tokenizer(config, spool, splits.train, on_progress)
     tokenizer.save(directory / "tokenizer")
-    # By content hash from `split`; shuffled again so that the order is no function of the choice.
-    random.Random(config.seed).shuffle(splits.train)
+    encoder, accelerator = _accelerated(config, tokenizer, spool, splits.train, on_progress)
     total = sum(spool.size(i) for i in range(len(spool)))
-    parts: dict[str, Split] = {}
-    before = 0
-    for name, indices in ((TRAIN, splits.train), (HELDOUT, splits.heldout)):
-      shards = tokenise(
-        spool,
-        indices,
-        tokenizer,
-        directory,
-        name,
-        config.shard_tokens,
-        functools.partial(_tell, on_progress, before, total),
-      )
-      parts[name] = Split.of(shards)
-      before += parts[name].bytes
+    work = directory / "work.tmp"
+    done = encode_all(
+      units(spool, ((TRAIN_SPLIT, splits.train), (HELDOUT_SPLIT, splits.heldout))),
+      encoder,
+      work,
+      seed=config.seed,
+      bucket_bytes=BUCKET_BYTES,
+      workers=config.workers,
+      on_bytes=lambda size: on_progress(Progress("tokenise", size, total)),
+    )
+    shards = write_dataset(
+      done,
+      work,
+      directory,
+      eos_id=tokenizer.eos_id,
+      vocab_size=tokenizer.vocab_size,
+      bucket_bytes=BUCKET_BYTES,
+      shard_tokens=config.shard_tokens,
+      workers=config.workers,
+    )
+    shutil.rmtree(work)
+    parts = {name: Split.of(shards[name]) for name in (TRAIN, HELDOUT)}
     on_progress(Progress("compress", message="gzip and xz on the held-out documents"))
     parts[HELDOUT].baselines = compressed_sizes(map(spool.read, splits.heldout))
   spool_file.unlink()
   report = _report(corpus.counts, collected, splits, parts)
+  paths = getattr(config.source, "paths", ())
+  output = Path(config.output).expanduser().resolve()
   manifest = Manifest(
     name=config.name,
     dtype=dtype_for(tokenizer.vocab_size),
@@ -134,6 +147,10 @@ def _build(
       "fingerprint": fingerprint,
       "config": _content_config(config),
       **{k: report[k] for k in ("files_read", "skipped", "duplicates", "cut_document")},
+      "raw": write_listing(paths, directory, output),
+      "upstream": upstream_stages(paths, output),
+      "accelerator": accelerator,
+      "versions": package_versions(),
     },
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     jaxlm_version=jaxlm.__version__,
@@ -150,20 +167,45 @@ def _tokenizer(
 ) -> Tokenizer:
   wanted = config.tokenizer
   if wanted.path is not None:
-    return load_tokenizer(wanted.path)
+    return load_tokenizer(wanted.path, eos=wanted.eos)
   if wanted.kind is TokenizerKind.BYTE:
     from jaxlm.tokenizers.byte import ByteTokenizer
 
     return ByteTokenizer()
-  from jaxlm.data.prep.train_tokenizer import sample, train_sentencepiece
+  from jaxlm.data.prep.train_tokenizer import sample, train_any
 
   texts = sample(spool.read, train, wanted.max_train_bytes, config.seed)
   size = sum(map(len, texts))
   on_progress(
     Progress("train tokenizer", message=f"training a tokenizer on {size / 1e6:.1f} M characters")
   )
-  return train_sentencepiece(
-    texts, wanted.vocab_size, lambda text: on_progress(Progress("train tokenizer", message=text))
+  return train_any(
+    texts,
+    wanted,
+    wanted.vocab_size,
+    lambda text: on_progress(Progress("train tokenizer", message=text)),
+  )
+
+
+def _accelerated(
+  config: PrepareConfig,
+  tokenizer: Tokenizer,
+  spool: Spool,
+  train: list[int],
+  on_progress: OnProgress,
+) -> tuple[Tokenizer, dict[str, Any]]:
+  """What encodes: the tokenizer, or an encoder that gave its ids on a sample of the documents."""
+  chosen = random.Random(config.seed).sample(train, min(len(train), SAMPLE_DOCUMENTS))
+
+  def documents() -> Iterator[str]:
+    for i in chosen:
+      yield spool.read(i).decode()[:SAMPLE_CHARS]
+
+  return accelerate(
+    tokenizer,
+    config.tokenizer.accelerator,
+    documents,
+    lambda text: on_progress(Progress("tokenise", message=text)),
   )
 
 
@@ -184,10 +226,6 @@ def _read_line(counts: Counts, collected: Collected) -> str:
   if collected.duplicates:
     parts.append(f"{collected.duplicates:,} duplicates")
   return parts[0] + ("; dropped: " + ", ".join(parts[1:]) if parts[1:] else "")
-
-
-def _tell(on_progress: OnProgress, before: int, total: int, done: int) -> None:
-  on_progress(Progress("tokenise", before + done, total))
 
 
 def _report(
@@ -227,7 +265,10 @@ def _describe(config: PrepareConfig) -> str:
 
 def _content_config(config: PrepareConfig) -> dict[str, Any]:
   values = configlib.to_dict(config)
-  return {k: v for k, v in values.items() if k not in _NOT_CONTENT}
+  values = {k: v for k, v in values.items() if k not in _NOT_CONTENT}
+  # An accelerator gives the same ids.
+  values["tokenizer"] = {k: v for k, v in values["tokenizer"].items() if k != "accelerator"}
+  return values
 
 
 def _fingerprint(config: PrepareConfig, corpus: Corpus) -> str:
@@ -236,7 +277,9 @@ def _fingerprint(config: PrepareConfig, corpus: Corpus) -> str:
   values = {
     "config": _content_config(config),
     "source": corpus.fingerprint(),
-    "tokenizer": load_tokenizer(tokenizer).fingerprint() if tokenizer is not None else None,
+    "tokenizer": None
+    if tokenizer is None
+    else load_tokenizer(tokenizer, eos=config.tokenizer.eos).fingerprint(),
   }
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -275,46 +318,3 @@ def _existing(config: PrepareConfig, output: Path, fingerprint: str) -> Manifest
   changes = configlib.diff(manifest.source.get("config", {}), _content_config(config))
   what = "; ".join(changes[:3]) if changes else "the files of the source changed"
   raise UserError(f"{config.output}: holds another dataset ({what}); {remedy}")
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-  """A directory to build in; at the end it becomes `output`, on an error it is removed."""
-  output.parent.mkdir(parents=True, exist_ok=True)
-  building = output.parent / f".{output.name}.tmp-{os.getpid()}"
-  old = output.parent / f".{output.name}.tmp-{os.getpid()}-old"
-  building.mkdir()
-  try:
-    yield building
-    if output.exists():
-      output.rename(old)
-    try:
-      building.rename(output)
-    except BaseException:
-      if old.exists():
-        old.rename(output)
-      raise
-  finally:
-    shutil.rmtree(building, ignore_errors=True)
-    if output.exists():
-      shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_abandoned(output: Path) -> None:
-  """Removes what killed runs left behind: their directories carry the ids of dead processes."""
-  prefix = f".{output.name}.tmp-"
-  if not output.parent.is_dir():
-    return
-  for path in output.parent.iterdir():
-    pid = path.name.removeprefix(prefix).partition("-")[0]
-    if not path.name.startswith(prefix) or not pid.isdigit() or int(pid) == os.getpid():
-      continue
-    try:
-      os.kill(int(pid), 0)
-    except ProcessLookupError:
-      if path.name.endswith("-old") and not output.exists():
-        path.rename(output)  # killed between the two renames: the old dataset was complete
-      else:
-        shutil.rmtree(path, ignore_errors=True)
-    except PermissionError:  # alive, another user's
-      continue

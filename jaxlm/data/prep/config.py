@@ -6,16 +6,30 @@ import enum
 import typing
 
 from jaxlm.errors import UserError
+from jaxlm.tokenizers.config import Accelerator
 
 if typing.TYPE_CHECKING:  # built lazily: this module stays importable in milliseconds
   from jaxlm.data.prep.documents import Corpus
 
 
 class TokenizerKind(enum.Enum):
-  """SENTENCEPIECE: BPE trained on the training split. BYTE: 256 bytes and EOS, no training."""
+  """Of the tokenizer that is trained.
+
+  SENTENCEPIECE: pieces of characters with byte fallback. HUGGINGFACE: pieces of bytes, a
+  tokenizer.json. BYTE: 256 bytes and EOS, no training.
+  """
 
   SENTENCEPIECE = "sentencepiece"
+  HUGGINGFACE = "huggingface"
   BYTE = "byte"
+
+
+class TokenizerModel(enum.Enum):
+  """BPE: pairs merged by frequency (Sennrich et al. 2016). UNIGRAM: pieces pruned by likelihood
+  (Kudo 2018); slower to train, seldom better for language models."""
+
+  BPE = "bpe"
+  UNIGRAM = "unigram"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -111,26 +125,96 @@ class StdlibSourceConfig(CorpusConfig):
 class TokenizerTrainConfig:
   """The tokenizer.
 
-  path: directory of a tokenizer to use as it is (DATASET/tokenizer): datasets that are mixed in one
-    run must share one. The other fields are ignored then.
-  vocab_size: of SENTENCEPIECE; shrunk with a message where the text is too small for it. Sizes up
-    to 65,536 take two bytes an id on disk.
+  path: a tokenizer to use as it is: a directory (DATASET/tokenizer), or a published tokenizer's
+    file or folder. Datasets that are mixed in one run must share one. What concerns training is
+    ignored then.
+  eos: of a published tokenizer, the symbol that ends documents, where its files do not tell.
+  vocab_size: shrunk with a message where the text is too small for it. Sizes up to 65,536 take two
+    bytes an id on disk.
+  sweep: vocabulary sizes to train and compare (the verb train_tokenizer), in place of vocab_size.
+    Which one is used: `choose`, or by rule the largest one at which doubling the vocabulary still
+    saves min_gain of the tokens.
   max_train_bytes: of the training split, sampled over documents.
+  weights: share of each source in the sample; {}: as the sources are. Sources that are not named
+    are left out.
+  control_symbols: symbols beside EOS (padding, fill-in-the-middle, roles) that no text can spell.
+  pattern: of HUGGINGFACE, the regular expression that cuts text before merging; None: words with
+    the blank before them, up to three digits, punctuation, white space.
+  heldout_bytes: of each source, measured in the sweep and never trained on.
   """
 
   kind: TokenizerKind = TokenizerKind.SENTENCEPIECE
   path: str | None = None
+  eos: str | None = None
+  model: TokenizerModel = TokenizerModel.BPE
   vocab_size: int = 8192
+  sweep: tuple[int, ...] = ()
+  choose: int | None = None
+  min_gain: float = 0.02
   max_train_bytes: int = 16_000_000
+  weights: dict[str, float] = dataclasses.field(default_factory=dict)
+  control_symbols: tuple[str, ...] = ()
+  pattern: str | None = None
+  heldout_bytes: int = 1_000_000
+  accelerator: Accelerator = Accelerator.AUTO
+
+  def sizes(self) -> list[int]:
+    """Vocabulary sizes to train, in order."""
+    return sorted(set(self.sweep) or {self.vocab_size})
 
   def validate(self, path: str) -> None:
     """UserError with the dotted path for a value that can not work."""
-    _at_least(path, "vocab_size", self.vocab_size, 300)
-    if self.vocab_size > 2**20:
-      raise UserError(f"{path}.vocab_size={self.vocab_size}: must be at most {2**20}")
+    for key, sizes in (("vocab_size", (self.vocab_size,)), ("sweep", self.sweep)):
+      for size in sizes:
+        _at_least(path, key, size, 300)
+        if size > 2**20:
+          raise UserError(f"{path}.{key}={size}: must be at most {2**20}")
     _at_least(path, "max_train_bytes", self.max_train_bytes, 1)
+    _at_least(path, "heldout_bytes", self.heldout_bytes, 1)
+    if self.choose is not None and self.choose not in self.sweep:
+      raise UserError(f"{path}.choose={self.choose}: must be one of sweep={self.sweep}")
+    if not 0 < self.min_gain < 1:
+      raise UserError(f"{path}.min_gain={self.min_gain}: must be above 0 and below 1")
+    if any(not weight >= 0 for weight in self.weights.values()) or (
+      self.weights and not sum(self.weights.values()) > 0
+    ):
+      raise UserError(f"{path}.weights={self.weights}: none may be negative, one must be above 0")
+    symbols = self.control_symbols
+    if len(set(symbols)) != len(symbols) or not all(symbols):
+      raise UserError(f"{path}.control_symbols={symbols}: must be distinct and not empty")
     if self.path == "":
       raise UserError(f"{path}.path='': name a directory such as data/stdlib/tokenizer, or None")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TokenizeConfig:
+  """How documents become shards.
+
+  shard_tokens: tokens of a full shard file.
+  bucket_bytes: text of a bucket of the shuffle: each worker's memory is that of one bucket and of
+    one run of the same size, whatever the corpus.
+  split_by_source: a dataset for each source, below the output, so that training can weigh them;
+    otherwise one, all sources shuffled together.
+  heldout_fraction, heldout_max_bytes: held out for evaluation, in whole documents, of each dataset.
+  baselines: compress the held-out documents with gzip and xz, for comparison.
+  """
+
+  shard_tokens: int = 2**28
+  bucket_bytes: int = 2**27
+  split_by_source: bool = False
+  heldout_fraction: float = 0.005
+  heldout_max_bytes: int = 4_000_000
+  baselines: bool = True
+
+  def validate(self, path: str) -> None:
+    """UserError with the dotted path for a value that can not work."""
+    _at_least(path, "shard_tokens", self.shard_tokens, 1)
+    _at_least(path, "bucket_bytes", self.bucket_bytes, 1)
+    _at_least(path, "heldout_max_bytes", self.heldout_max_bytes, 1)
+    if not 0 < self.heldout_fraction <= 0.5:
+      raise UserError(
+        f"{path}.heldout_fraction={self.heldout_fraction}: must be above 0 and at most 0.5"
+      )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -142,6 +226,7 @@ class PrepareConfig:
   heldout_max_bytes: bound on it.
   shard_tokens: tokens of a full shard file.
   seed: of the choice of held-out documents and the order of training documents.
+  workers: processes that encode; 1: this one, with threads where the tokenizer has them.
   strict: a file that is not valid UTF-8 is an error; otherwise it is skipped, counted and named.
   overwrite: replace an existing dataset in `output` that has another config or source.
   """
@@ -154,6 +239,7 @@ class PrepareConfig:
   heldout_max_bytes: int = 4_000_000
   shard_tokens: int = 2**28
   seed: int = 0
+  workers: int = 1
   strict: bool = False
   overwrite: bool = False
 
@@ -170,6 +256,7 @@ class PrepareConfig:
     _at_least(path, "heldout_max_bytes", self.heldout_max_bytes, 1)
     _at_least(path, "shard_tokens", self.shard_tokens, 1)
     _at_least(path, "seed", self.seed, 0)
+    _at_least(path, "workers", self.workers, 1)
     self.source.validate(f"{path}.source")
     self.tokenizer.validate(f"{path}.tokenizer")
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 MAX_NAMED = 20  # files that a report names of each kind of problem
 
@@ -16,12 +16,14 @@ MAX_NAMED = 20  # files that a report names of each kind of problem
 class Document:
   """id: where it came from, for people (a path, path:line or path#row). text: valid Unicode.
 
-  origin: what its record says of it: its own id, url and source, as far as they are there.
+  origin: what is known of it, JSON values, absent where unknown. Of all sources: id (its own), url,
+    date (ISO 8601), licence (SPDX), language (ISO 639-1), title, format ("html" for a page that is
+    not yet extracted, "code"). A source may have more.
   """
 
   id: str
   text: str
-  origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def label(self) -> str:
     """JSON of all that names it, kept beside the shards."""
@@ -33,19 +35,39 @@ class Counts:
 
   files_read: files that text was taken from. skipped: reason → number (of files or documents).
   named: reason → the first MAX_NAMED names. unknown_extensions: extension → files in folders.
+  met: records met, counted before anything is decided about them, so that one which is neither
+    skipped nor a document shows; None: the corpus does not count them.
+  other: what belongs to the format and is no document (requests in a WARC) → number.
   """
 
   def __init__(self) -> None:
     self.files_read = 0
+    self.met: int | None = None
     self.skipped: collections.Counter[str] = collections.Counter()
     self.named: dict[str, list[str]] = {}
     self.unknown_extensions: collections.Counter[str] = collections.Counter()
+    self.other: collections.Counter[str] = collections.Counter()
+
+  def meet(self, records: int = 1) -> None:
+    self.met = (self.met or 0) + records
 
   def skip(self, reason: str, name: str) -> None:
     self.skipped[reason] += 1
     names = self.named.setdefault(reason, [])
     if len(names) < MAX_NAMED:
       names.append(name)
+
+  def add(self, more: "Counts") -> None:
+    """Adds the counts of another part of the same corpus."""
+    self.files_read += more.files_read
+    if more.met is not None:
+      self.meet(more.met)
+    self.skipped += more.skipped
+    self.unknown_extensions += more.unknown_extensions
+    self.other += more.other
+    for reason, names in more.named.items():
+      mine = self.named.setdefault(reason, [])
+      mine += names[: MAX_NAMED - len(mine)]
 
 
 class Corpus(Protocol):

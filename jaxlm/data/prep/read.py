@@ -43,14 +43,17 @@ class TextCorpus:
     for name in self._config.paths:
       root = Path(name).expanduser()
       if root.is_dir():
-        for path in files.walk(root, self._exclude, counts):
+        walked = Counts()
+        for path in files.walk(root, self._exclude, walked):
           kind = files.kind_of(path.name, self._extra)
           if kind is None:
-            counts.skip("extension", str(path))
-            counts.unknown_extensions[path.suffix.lower() or "(none)"] += 1
+            walked.skip("extension", str(path))
+            walked.unknown_extensions[path.suffix.lower() or "(none)"] += 1
           elif path not in seen:
             seen.add(path)
             yield path, kind
+        walked.meet(sum(walked.skipped.values()))
+        counts.add(walked)
       elif not root.is_file():
         raise UserError(f"{name}: not a regular file or folder; correct --config.source.paths")
       elif root not in seen:
@@ -106,6 +109,7 @@ class TextCorpus:
           stream, separator.encode() if separator else None, self._config.max_doc_bytes
         ):
           where = str(path) if not n else f"{path}#{n}"
+          self.counts.meet()
           if not n and data[:2] in _BOM_UTF16:
             yield from self._read_utf16(path)
             return
@@ -114,7 +118,7 @@ class TextCorpus:
             return
           if not n:
             data = data.removeprefix(_BOM)
-          if not n and not data:
+          if not data:
             self.counts.skip("empty", where)
           try:
             text = data.decode()
@@ -126,8 +130,10 @@ class TextCorpus:
           n += 1
           offset += len(data) + len(separator.encode() if separator else b"")
         if not n:
+          self.counts.meet()
           self.counts.skip("empty", str(path))
     except files.BROKEN_STREAM as e:
+      self.counts.meet()
       if isinstance(e, PermissionError):
         self.counts.skip("unreadable", str(path))
       else:
@@ -144,6 +150,7 @@ class TextCorpus:
       return
     for n, start in enumerate(range(0, len(text), self._config.max_doc_bytes // 4)):
       part = text[start : start + self._config.max_doc_bytes // 4]
+      self.counts.meet(1 if n else 0)  # its beginning was met by _read_text
       yield Document(f"{path}#{n}" if n else str(path), part)
 
   def _read_jsonl(self, path: Path) -> Iterator[Document]:
@@ -156,6 +163,7 @@ class TextCorpus:
           if not line.strip():
             continue
           where = f"{path}:{number}"
+          self.counts.meet()
           try:
             record = json.loads(line.removeprefix(_BOM))
           except ValueError as e:  # also what is not UTF-8
@@ -207,6 +215,7 @@ class TextCorpus:
           for value in batch.column(0).to_pylist():
             where = f"{path}#{row}"
             row += 1
+            self.counts.meet()
             if value is None:
               self.counts.skip("empty", where)
             else:
@@ -228,8 +237,12 @@ def _is_text(arrow_type: object) -> bool:
   )
 
 
+_KNOWN = ("id", "url", "source", "date", "licence", "language", "title", "format")
+
+
 def _origin(record: dict[str, Any]) -> dict[str, str]:
-  """id, url and source of a record, its own or those of its metadata."""
+  """What a record or its metadata says of it, as far as Document.origin names it."""
   metadata = record.get("metadata")
   values = {**(metadata if isinstance(metadata, dict) else {}), **record}
-  return {key: str(values[key]) for key in ("id", "url", "source") if values.get(key) is not None}
+  values.setdefault("licence", values.get("license"))
+  return {key: str(values[key]) for key in _KNOWN if values.get(key) not in (None, "")}

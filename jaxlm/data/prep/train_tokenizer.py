@@ -1,17 +1,23 @@
-"""Trains a SentencePiece BPE tokenizer that is lossless on every text.
+"""Trains a tokenizer that is lossless on every text: SentencePiece's BPE or unigram.
 
 Settings: byte fallback (no unknown text), identity normalisation, no dummy prefix and no removal of
-white space (decode is exact), digits one by one, EOS as a control symbol (a text can not spell it).
+white space (decode is exact), digits one by one, EOS and all others as control symbols (a text can
+not spell them; `user_defined_symbols` are parsed from text). Hugging Face's are in
+train_huggingface.py.
 """
 
 import io
+import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import sentencepiece
 
+from jaxlm.data.prep.config import TokenizerKind, TokenizerModel, TokenizerTrainConfig
 from jaxlm.errors import UserError
+from jaxlm.tokenizers.base import Tokenizer
 from jaxlm.tokenizers.sentencepiece import SPACE, SentencePieceTokenizer
 
 _CHUNK = 2000  # characters: the trainer reads white space within a chunk, so line ends can merge
@@ -38,24 +44,58 @@ def sample(
   return texts
 
 
+def train_any(
+  texts: list[str],
+  config: TokenizerTrainConfig,
+  vocab_size: int,
+  on_message: Callable[[str], None] = lambda _: None,
+) -> Tokenizer:
+  """A tokenizer of config's kind of at most vocab_size pieces, trained on the texts."""
+  if config.kind is TokenizerKind.BYTE:
+    from jaxlm.tokenizers.byte import ByteTokenizer
+
+    return ByteTokenizer()
+  if config.kind is TokenizerKind.HUGGINGFACE:
+    from jaxlm.data.prep.train_huggingface import train_huggingface
+
+    return train_huggingface(texts, config, vocab_size, on_message)
+  return train_sentencepiece(
+    texts,
+    vocab_size,
+    on_message,
+    model=config.model,
+    control_symbols=config.control_symbols,
+  )
+
+
 def train_sentencepiece(
-  texts: list[str], vocab_size: int, on_message: Callable[[str], None] = lambda _: None
+  texts: list[str],
+  vocab_size: int,
+  on_message: Callable[[str], None] = lambda _: None,
+  *,
+  model: TokenizerModel = TokenizerModel.BPE,
+  control_symbols: Sequence[str] = (),
 ) -> SentencePieceTokenizer:
-  """A BPE tokenizer of at most vocab_size pieces.
+  """A tokenizer of at most vocab_size pieces.
 
   Args:
     texts: the sample to train on.
     on_message: told when the vocabulary had to shrink.
+    control_symbols: symbols beside EOS that have an id and that no text can spell.
 
   Raises:
     UserError: the sample holds no text to train on.
   """
-  rare = _rare_characters(texts, (vocab_size - _FIXED) // 2)
+  rare = _rare_characters(texts, (vocab_size - _FIXED - len(control_symbols)) // 2)
+  unigram = model is TokenizerModel.UNIGRAM
   out = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=_chunks(texts, rare),
     model_writer=out,
-    model_type="bpe",
+    model_type=model.value,
+    control_symbols=list(control_symbols),
+    # In the order given to each thread: the result does not depend on their number for BPE alone.
+    num_threads=1 if unigram else os.cpu_count() or 1,
     vocab_size=vocab_size,
     hard_vocab_limit=False,  # a small text has fewer pairs to merge than were asked for
     character_coverage=1.0,  # rare characters are gone; the library's own floor of 0.98 fails
@@ -80,6 +120,43 @@ def train_sentencepiece(
       f" {tokenizer.vocab_size:,} pieces"
     )
   return tokenizer
+
+
+def cut_sentencepiece(
+  tokenizer: SentencePieceTokenizer, texts: list[str], vocab_size: int, control_symbols: int = 0
+) -> SentencePieceTokenizer | None:
+  """What training BPE at the smaller vocab_size would give: the last merges are left out.
+
+  None where that is not so: with fewer pieces more characters count as rare, and the merges of
+  another alphabet are others. Merges are found one after the other, whatever their number; they
+  stand before the characters, all ordered by score.
+  """
+  wide = _rare_characters(texts, (tokenizer.vocab_size - _FIXED - control_symbols) // 2)
+  if _rare_characters(texts, (vocab_size - _FIXED - control_symbols) // 2) != wide:
+    return None
+  try:
+    from sentencepiece import sentencepiece_model_pb2
+  except ImportError:  # protobuf is not there
+    return None
+  message: Any = sentencepiece_model_pb2
+  proto = message.ModelProto()
+  proto.ParseFromString(tokenizer.model)
+  normal = message.ModelProto.SentencePiece.NORMAL
+  meta = [p for p in proto.pieces if p.type != normal]
+  merges = [p for p in proto.pieces if p.type == normal and len(p.piece) > 1]
+  characters = [p for p in proto.pieces if p.type == normal and len(p.piece) == 1]
+  room = vocab_size - len(meta) - len(characters)
+  if room < 0 or room > len(merges):
+    return None
+  scores = [p.score for p in (*merges, *characters)]
+  kept = [*merges[:room], *characters]
+  for piece, score in zip(kept, scores):
+    piece.score = score
+  pieces = [type(p).FromString(p.SerializeToString()) for p in (*meta, *kept)]
+  del proto.pieces[:]
+  proto.pieces.extend(pieces)
+  proto.trainer_spec.vocab_size = vocab_size
+  return SentencePieceTokenizer(proto.SerializeToString())
 
 
 def _chunks(texts: Iterable[str], rare: dict[int, None]) -> Iterator[str]:

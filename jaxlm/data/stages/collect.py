@@ -1,24 +1,41 @@
 """The stage collect: documents of all sources, in one form, every one that was skipped counted."""
 
 import gzip
+import importlib.metadata
 import json
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.prep.config import CorpusConfig
+from jaxlm.data.prep.documents import Corpus, Document
 from jaxlm.data.stages import base
 from jaxlm.data.stages.config import CurationConfig
 from jaxlm.data.stages.runner import as_json, begin
+from jaxlm.data.stages.sources import parallel
+from jaxlm.data.stages.sources.books import Books, check, total
+from jaxlm.data.stages.sources.cut import cut
+from jaxlm.data.stages.sources.seen import SeenIds
 from jaxlm.data.stages.stage_io import whole_file
+from jaxlm.errors import UserError
 
-OPS_VERSION = 1
+OPS_VERSION = 2
 FILE_DOCUMENTS = 10_000  # of a file: the unit of work of the stages after it
+FILE_BYTES = 1 << 27  # of text: a file ends at whichever comes first
+PACKAGES = (
+  *("fastwarc", "resiliparse", "mwxml", "mwparserfromhell", "detect-secrets", "pylatexenc"),
+  *("lxml", "pypdf", "pyarrow", "zstandard"),
+)
 
 
-def run(config: CurationConfig, *, limit: int | None = None) -> Path:
+def run(config: CurationConfig, *, limit: int | None = None, workers: int = 1) -> Path:
   """Makes the stage, or finds it made. Returns its directory.
 
-  limit: at most so many documents of each source.
+  Args:
+    limit: at most so many documents of each source.
+    workers: processes that read the files of a source; the result does not depend on it.
   """
   config.validate()
   output = Path(config.output)
@@ -26,76 +43,32 @@ def run(config: CurationConfig, *, limit: int | None = None) -> Path:
     name: source.build(strict=False, exclude=str(output.resolve()))
     for name, source in config.sources.items()
   }
-  settings = {name: as_json(source) for name, source in config.sources.items()}
+  settings = {name: _json(source) for name, source in config.sources.items()}
   states = {name: corpus.fingerprint() for name, corpus in corpora.items()}
   found = base.fingerprint("collect", settings, states, limit, OPS_VERSION)
   directory = base.stage_dir(output, "collect", found)
   if base.is_finished(directory, found):
     return directory
   begin(directory, found, 1)
+  shutil.rmtree(directory / "documents", ignore_errors=True)  # of a run that was killed
   started = time.perf_counter()
-  by_source: dict[str, dict[str, int]] = {}
-  ops: list[dict[str, Any]] = []
-  number = kept_bytes = 0
+  out = _Writer(directory / "documents")
+  books: dict[str, Books] = {}
   for name, corpus in corpora.items():
-    seen: set[str] = set()
-    kept = 0
-    batch: list[str] = []
-
-    def flush(batch: list[str]) -> None:
-      nonlocal number
-      if batch:
-        path = directory / "documents" / f"{number:05d}.jsonl.gz"
-        with whole_file(path) as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-          file.write("".join(batch).encode())
-        number += 1
-        batch.clear()
-
-    for document in corpus.documents():
-      if limit is not None and kept >= limit:
-        break
-      identity = document.origin.get("id", document.id)
-      if identity in seen:
-        corpus.counts.skip("duplicate id", document.id)
-        continue
-      seen.add(identity)
-      if not document.text.strip():
-        corpus.counts.skip("empty", document.id)
-        continue
-      try:
-        size = len(document.text.encode())
-      except UnicodeEncodeError:  # a lone surrogate, which no reader takes back
-        corpus.counts.skip("undecodable", document.id)
-        continue
-      extra = {key: value for key, value in document.origin.items() if key != "id"}
-      metadata = {**extra, "source": name}
-      row = {"text": document.text, "id": identity, "metadata": metadata}
-      batch.append(json.dumps(row, ensure_ascii=False) + "\n")
-      kept += 1
-      kept_bytes += size
-      if len(batch) == FILE_DOCUMENTS:
-        flush(batch)
-    flush(batch)
-    reasons = dict(sorted(corpus.counts.skipped.items()))
-    by_source[name] = {"in": kept + sum(reasons.values()), "kept": kept}
-    ops.append({"source": name, "kept": kept, "reasons": reasons})
-  dropped: dict[str, int] = {}
-  for op in ops:
-    for reason, count in op["reasons"].items():
-      dropped[reason] = dropped.get(reason, 0) + count
-  kept = sum(op["kept"] for op in ops)
-  read = {
-    "name": "read",
-    "in": kept + sum(dropped.values()),
-    "kept": kept,
-    "dropped": sum(dropped.values()),
-    "reasons": dropped,
-    "errored": 0,
-    "bytes_in": kept_bytes,
-    "bytes_kept": kept_bytes,
-    "seconds": round(time.perf_counter() - started, 3),
-  }
+    documents = parallel.documents(corpus, directory / "work", workers)
+    try:
+      books[name] = _collect(name, config.sources[name], corpus, documents, out, limit)
+    except ModuleNotFoundError as error:
+      raise UserError(
+        f"config.sources[{name!r}]: {error.name} is not installed: pip install 'jaxlm[data]'"
+      ) from None
+    out.flush()
+  reads = [one.op(name, corpora[name]) for name, one in books.items()]
+  read = total(reads, time.perf_counter() - started)
+  for op in reads:
+    check(op, config.max_drop_ratio, str(directory))
   base.check_books("collect", [read], config.max_drop_ratio, str(directory))
+  shutil.rmtree(directory / "work", ignore_errors=True)
   base.write_stage_json(
     directory,
     {
@@ -103,13 +76,114 @@ def run(config: CurationConfig, *, limit: int | None = None) -> Path:
       "fingerprint": found,
       "upstream": [],
       "config": {"name": config.name, "sources": settings, "limit": limit},
-      "versions": {},
+      "versions": _versions(),
       "ops": [read],
       **{key: read[key] for key in ("in", "kept", "dropped", "errored", "bytes_in")},
-      "bytes_out": kept_bytes,
-      "by_source": by_source,
+      "bytes_out": read["bytes_kept"],
+      "by_source": {op["source"]: {"in": op["in"], "kept": op["kept"]} for op in reads},
       "by_language": {},
+      "by_licence": {name: one.licences for name, one in books.items()},
+      "by_year": {name: dict(sorted(one.years.items())) for name, one in books.items()},
+      "sources": {name: one.report(corpora[name]) for name, one in books.items()},
       "seconds": read["seconds"],
     },
   )
   return directory
+
+
+def _collect(
+  name: str,
+  source: CorpusConfig,
+  corpus: Corpus,
+  documents: Iterator[Document],
+  out: "_Writer",
+  limit: int | None,
+) -> Books:
+  books = Books()
+  seen = SeenIds()
+  max_bytes: int = getattr(source, "max_doc_bytes", 2**23)
+  may_cut = getattr(getattr(source, "long", None), "value", "cut") == "cut"
+  started = time.perf_counter()
+  while limit is None or books.kept < limit:
+    document = next(documents, None)
+    if document is None:
+      break
+    identity = str(document.origin.get("id") or document.id)
+    if not seen.add(identity):
+      corpus.counts.skip("duplicate id", document.id)
+      continue
+    try:
+      size = len(document.text.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which no reader takes back
+      corpus.counts.skip("undecodable", document.id)
+      continue
+    if not document.text.strip():
+      corpus.counts.skip("empty", document.id)
+      continue
+    if size <= max_bytes:
+      pieces = [document.text]
+    elif may_cut and document.origin.get("format") != "html":
+      pieces = cut(document.text, max_bytes)
+      books.cut += 1
+      books.parts += len(pieces) - 1
+    else:
+      corpus.counts.skip("too long", document.id)
+      continue
+    extra = {key: value for key, value in document.origin.items() if key != "id"}
+    for number, text in enumerate(pieces):
+      metadata = {**extra, "source": name}
+      if len(pieces) > 1:
+        metadata |= {"part": number, "parts": len(pieces)}
+      row = {"text": text, "id": f"{identity}#part{number}" if number else identity}
+      size = len(text.encode())
+      out.write(json.dumps({**row, "metadata": metadata}, ensure_ascii=False), size)
+      books.keep(document, size)
+  documents.close()  # type: ignore[attr-defined]
+  books.seconds = time.perf_counter() - started
+  return books
+
+
+class _Writer:
+  """documents/00000.jsonl.gz and on; equal documents give equal bytes."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder
+    self._batch: list[str] = []
+    self._size = 0
+    self._number = 0
+
+  def write(self, line: str, size: int) -> None:
+    self._batch.append(line + "\n")
+    self._size += size
+    if len(self._batch) >= FILE_DOCUMENTS or self._size >= FILE_BYTES:
+      self.flush()
+
+  def flush(self) -> None:
+    if not self._batch:
+      return
+    path = self._folder / f"{self._number:05d}.jsonl.gz"
+    try:
+      with whole_file(path) as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        for line in self._batch:
+          # Names of files may hold bytes that are no UTF-8; texts were checked.
+          file.write(line.encode("utf-8", "replace"))
+    except OSError as error:
+      raise UserError(f"{path}: {error.strerror or error}; make room, then run again") from error
+    self._number += 1
+    self._batch.clear()
+    self._size = 0
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for package in PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _json(source: CorpusConfig) -> Any:
+  """Its settings, with its class: two kinds of source may have the same."""
+  return {"kind": type(source).__name__, **as_json(source)}

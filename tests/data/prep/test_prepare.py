@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -93,6 +94,7 @@ def test_the_dataset_holds_the_text(folder, tmp_path, kind):
   assert (report["files_read"], report["duplicates"], report["skipped"]) == (41, 1, {"empty": 1})
   assert {p.name for p in out.iterdir()} == {
     "manifest.json",
+    "raw.sha256",
     "report.json",
     "tokenizer",
     "train",
@@ -213,6 +215,46 @@ def test_given_tokenizer(folder, tmp_path):
   assert second.tokenizer_sha256 == first.tokenizer_sha256
   with pytest.raises(UserError, match="not a tokenizer's directory"):
     prepare(_config(folder, tmp_path / "c", tokenizer=TokenizerTrainConfig(path=str(tmp_path))))
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.SENTENCEPIECE, TokenizerKind.HUGGINGFACE])
+def test_processes_change_nothing(folder, tmp_path, kind):
+  """Two workers and none: the same files, byte for byte."""
+  wanted = TokenizerTrainConfig(kind=kind, vocab_size=400)
+  one = prepare(_config(folder, tmp_path / "a", tokenizer=wanted))
+  two = prepare(_config(folder, tmp_path / "b", tokenizer=wanted, workers=2))
+  assert one.fingerprint() == two.fingerprint()
+  files = [f.relative_to(tmp_path / "a") for f in (tmp_path / "a").glob("*/shard-*")]
+  assert files
+  for file in files:
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_published_tokenizer(folder, tmp_path):
+  """A Hugging Face folder is used by its path; the dataset has a copy of its own."""
+  tokenizers = pytest.importorskip("tokenizers")
+  first = prepare(
+    _config(folder, tmp_path / "a", tokenizer=TokenizerTrainConfig(kind=TokenizerKind.HUGGINGFACE))
+  )
+  data = (tmp_path / "a/tokenizer/huggingface.json").read_text()
+  published = tmp_path / "published"
+  published.mkdir()
+  tokenizers.Tokenizer.from_str(data).save(str(published / "tokenizer.json"))
+  second = prepare(
+    _config(folder, tmp_path / "b", tokenizer=TokenizerTrainConfig(path=str(published)))
+  )
+  assert (second.vocab_size, second.eos_id) == (first.vocab_size, first.eos_id)
+  assert _documents(tmp_path / "b", "train") == _documents(tmp_path / "a", "train")
+
+
+def test_the_raw_files_are_listed(folder, tmp_path):
+  """As sha256sum does, with the listing's own hash in the manifest."""
+  manifest = prepare(_config(folder, tmp_path / "out"))
+  listing = tmp_path / "out/raw.sha256"
+  raw = manifest.source["raw"]
+  assert raw["files"] == 42 and raw["sha256"] == hashlib.sha256(listing.read_bytes()).hexdigest()
+  digest = hashlib.sha256((folder / "00.txt").read_bytes()).hexdigest()
+  assert f"{digest}  {folder}/00.txt\n" in listing.read_text()
 
 
 def test_large_vocabulary_uses_four_bytes(tmp_path, folder, monkeypatch):
