@@ -107,7 +107,8 @@ class RunConfig:
     if self.global_batch_size % rows:
       raise UserError(
         f"{path}.global_batch_size={self.global_batch_size}: must be divisible by {rows} = "
-        f"data={sizes['data']} × fsdp={sizes['fsdp']} × num_microbatches={self.num_microbatches}"
+        + " × ".join(f"{axis}={sizes[axis]}" for axis in BATCH_AXES)
+        + f" × num_microbatches={self.num_microbatches}"
       )
     if self.data.seq_len % sizes["sequence"]:
       raise UserError(

@@ -21,11 +21,13 @@ class LossSum:
     total: float32 (), what is minimised, summed.
     nll: float32 (), the cross-entropy alone in nats, summed: what perplexity is made of.
     weight: float32 (), the sum of the targets' weights.
+    router: of a model with experts: what its routers say (layers.moe.MoeAux), times the weight.
   """
 
   total: jax.Array
   nll: jax.Array
   weight: jax.Array
+  router: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class NextToken:
       arXiv:2204.02311, uses 1e-4).
     label_smoothing: the share of each target spread evenly over the vocabulary
       (arXiv:1512.00567).
+    load_balance, router_z_loss: weights of a router's losses, for models with experts.
     chunks: the logits are made in so many parts, one after another, along T (which it must
       divide): a fraction of their memory, for sums that are rounded in another order.
   """
@@ -45,10 +48,17 @@ class NextToken:
   vocab_size: int
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  load_balance: float = 0.0
+  router_z_loss: float = 0.0
   chunks: int = 1
 
-  def __call__(self, x_BTD: jax.Array, table_VD: jax.Array, batch: Batch) -> LossSum:
+  def __call__(
+    self, x_BTD: jax.Array, table_VD: jax.Array, batch: Batch, router: Any = None
+  ) -> LossSum:
     """The sums for the last hidden states and the output table, both in the compute dtype.
+
+    Args:
+      router: layers.moe.MoeAux of a model with experts.
 
     Differentiate `total`: with chunks, nothing flows through `nll`.
     """
@@ -57,7 +67,12 @@ class NextToken:
       total, nll = self._sums(x_BTD, table_VD, targets, weights)
     else:
       total, nll = _sums_in_chunks(self, x_BTD, table_VD, targets, weights)
-    return LossSum(total, nll, jnp.sum(weights))
+    weight = jnp.sum(weights)
+    if router is not None:
+      total += weight * self.load_balance * router.load_balance
+      total += weight * self.router_z_loss * router.z_loss
+      router = jax.tree.map(lambda x: weight * jax.lax.stop_gradient(x), router)
+    return LossSum(total, nll, weight, router)
 
   def _sums(
     self, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, w_BT: jax.Array

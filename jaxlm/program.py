@@ -27,7 +27,8 @@ from jaxlm.objectives import NextToken
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
 from jaxlm.sharding import Layout
-from jaxlm.training.state import make_init
+from jaxlm.training.placement import check_offload
+from jaxlm.training.state import make_init, state_shapes
 from jaxlm.training.step import LossFn, make_train_step
 
 
@@ -133,7 +134,8 @@ def _with_remat(config: RunConfig, remat: Remat) -> RunConfig:
 
 def _compile(config: RunConfig, layout: Layout) -> CompiledStep:
   program = build_program(config)
-  state = layout.eval_shape(program.init, jax.random.key(0))
+  check_offload(layout)
+  state = state_shapes(program.init, layout)
   rows = (config.global_batch_size, config.data.seq_len)
   where = layout.sharding(("act_batch", "act_seq"))
 
@@ -220,6 +222,8 @@ def make_loss_fn(config: RunConfig) -> LossFn:
     vocab_size=config.model.vocab_size,
     z_loss=config.objective.z_loss,
     label_smoothing=config.objective.label_smoothing,
+    load_balance=config.objective.load_balance,
+    router_z_loss=config.objective.router_z_loss,
     chunks=config.objective.loss_chunks,
   )
 

@@ -12,6 +12,7 @@ initial state gives checkpoint targets, and an ambiguous layout is an error at t
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 
 from jaxlm.batch import Batch
-from jaxlm.mesh import MESH_AXES, RULES, MeshConfig, Rule
+from jaxlm.devices import arrange
+from jaxlm.errors import UserError
+from jaxlm.mesh import BATCH_AXES, MESH_AXES, RULES, Context, MeshConfig, Rule, Zero
 
 Axes = Sequence[str | None]
 P = jax.P
@@ -32,10 +35,27 @@ _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layou
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A device mesh and the table that maps logical axes to its axes."""
+  """A device mesh and the table that maps logical axes to its axes.
+
+  context: how attention goes over the sequence axis. microbatches: of the pipeline over stages.
+  zero: what the fsdp axis splits. offload_optimizer: its state lies in the host's memory.
+  """
 
   mesh: jax.sharding.Mesh
   rules: Mapping[str, Rule] = dataclasses.field(default_factory=lambda: dict(RULES))
+  context: Context = Context.GATHER
+  microbatches: int = 1
+  zero: Zero = Zero.ZERO3
+  offload_optimizer: bool = False
+
+  def size(self, *axes: str) -> int:
+    """The number of devices along these mesh axes."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+  @property
+  def zigzag(self) -> bool:
+    """Whether the tokens of a row lie in zigzag order on the sequence axis."""
+    return self.size("sequence") > 1 and self.context is not Context.ULYSSES
 
   def spec(self, axes: Axes) -> jax.P:
     """The PartitionSpec of an array whose dims have these logical names (None: replicated)."""
@@ -79,13 +99,17 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
   """Builds the mesh over `devices` (default: all). Raises UserError if the sizes don't fit."""
   devices = list(devices or jax.devices())
   sizes = config.sizes(len(devices))
-  mesh = jax.make_mesh(
-    tuple(sizes[a] for a in MESH_AXES),
-    MESH_AXES,
-    axis_types=(AxisType.Explicit,) * len(MESH_AXES),
-    devices=devices,
+  mesh = jax.sharding.Mesh(
+    arrange(sizes, devices), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES)
   )
-  return Layout(mesh)
+  return Layout(
+    mesh,
+    config.rules(sizes),
+    config.context,
+    config.pipeline_microbatches,
+    config.zero,
+    config.offload_optimizer,
+  )
 
 
 def active() -> Layout | None:
@@ -97,6 +121,20 @@ def spec(axes: Axes) -> jax.P | None:
   """The PartitionSpec of logical axes under the active layout; None without one."""
   layout = _active.get()
   return None if layout is None else layout.spec(axes)
+
+
+def residual_axes(seq_len: int) -> tuple[str, str, str]:
+  """The logical axes of the residual stream (B, T, D), whose tokens the model axis splits too.
+
+  Where it doesn't divide them (a single token that is generated) each of its devices has all.
+  """
+  layout = _active.get()
+  if layout is not None:
+    rule = layout.rules["act_residual"]
+    axes = (rule,) if isinstance(rule, str) else rule or ()
+    if seq_len % layout.size(*axes):
+      return ("act_batch", "act_seq", "act_embed")
+  return ("act_batch", "act_residual", "act_embed")
 
 
 Initializer = Callable[..., jax.Array]
@@ -140,18 +178,36 @@ def gather(weight: jax.Array, dtype: Any) -> jax.Array:
   The cast comes first, so that the narrow dtype travels. The transpose of the gather is the
   reduce-scatter of the weight's gradient.
   """
-  weight = weight.astype(dtype)
+  return without_axis(weight.astype(dtype), "fsdp")
+
+
+def without_axis(x: jax.Array, axis: str) -> jax.Array:
+  """The array brought together over one mesh axis."""
   if _active.get() is None:
-    return weight
-  current = jax.typeof(weight).sharding.spec
-  return jax.sharding.reshard(weight, P(*(_without_fsdp(entry) for entry in current)))
+    return x
+
+  def rest(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+      return tuple(a for a in entry if a != axis) or None
+    return None if entry == axis else entry
+
+  return jax.sharding.reshard(x, P(*map(rest, jax.typeof(x).sharding.spec)))
 
 
-def _without_fsdp(entry: Any) -> Any:
-  if isinstance(entry, tuple):
-    kept = tuple(a for a in entry if a != "fsdp")
-    return kept or None
-  return None if entry == "fsdp" else entry
+def reshape_rows(x: jax.Array, parts: int | None) -> jax.Array:
+  """(B, …) -> (parts, B / parts, …), or back for None.
+
+  Part i takes rows i, i + parts, …, so that each device's rows stay where they are.
+  """
+  layout = _active.get()
+  rest = () if layout is None else tuple(jax.typeof(x).sharding.spec)
+  if parts is None:
+    size = x.shape[0] * x.shape[1]
+    where = None if layout is None else P(rest[1], *rest[2:])
+    return jnp.reshape(x.swapaxes(0, 1), (size, *x.shape[2:]), out_sharding=where)
+  where = None if layout is None else P(rest[0], None, *rest[1:])
+  split = jnp.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=where)
+  return split.swapaxes(0, 1)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -187,6 +243,11 @@ def logical_axes(state: nnx.State) -> Any:
   )
 
 
+def laid_out_like(x: jax.Array, other: jax.Array) -> jax.Array:
+  """x with the layout of another array of its shape."""
+  return x if _active.get() is None else jax.sharding.reshard(x, jax.typeof(other).sharding.spec)
+
+
 def like(tree: Any) -> Any:
   """The PartitionSpecs of a tree of arrays (or tracers) on an explicit mesh."""
   return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
@@ -218,12 +279,41 @@ def auto(f: Callable[..., Any], out: Any) -> Callable[..., Any]:
 
 
 def to_device(arrays: dict[str, np.ndarray], layout: Layout, *, use_segments: bool = True) -> Batch:
-  """This host's rows as part of the global batch, spread over the mesh."""
+  """This host's rows as part of the global batch, spread over the mesh.
+
+  Args:
+    arrays: a Batch's fields, (B, T) each: all T tokens of the rows of this host's devices, in the
+      order of those devices on the batch's mesh axes. Hosts that share rows give the same ones.
+    layout: the mesh. Where it is `zigzag`, the tokens of the result are in that order, alike in all
+      fields: what is computed per token, or summed over tokens, does not see it.
+    use_segments: False: every row is one document.
+
+  Raises:
+    UserError: the sequence axis does not divide T.
+  """
   sharding = layout.sharding(("act_batch", "act_seq"))
+  shares, n = layout.size(*BATCH_AXES), layout.size("sequence")
+  shards = sharding.addressable_devices_indices_map((shares, n))
+  here = {index[0].start for index in shards.values() if index}
 
   def put(x: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(sharding, x)
+    B, T = x.shape
+    parts = 2 * n if layout.zigzag else n
+    if T % parts:
+      raise UserError(
+        f"config.data.seq_len={T}: must be divisible by {parts} for config.mesh.sequence={n} and "
+        f"config.mesh.context={layout.context.name}"
+      )
+    if layout.zigzag:
+      x = x.reshape(B, parts, T // parts)[:, zigzag(n)].reshape(B, T)
+    # Without its shape, a row that several hosts share would be taken for a part of a longer one.
+    return jax.make_array_from_process_local_data(sharding, x, (B * shares // len(here), T))
 
   values: dict[str, Any] = {name: put(x) for name, x in arrays.items() if name != "segment_ids"}
   segments = put(arrays["segment_ids"]) if use_segments else None
   return Batch(**values, segment_ids=segments)
+
+
+def zigzag(n: int) -> list[int]:
+  """Which of a row's 2n chunks stand where in zigzag order: device i holds i and 2n-1-i."""
+  return [chunk for i in range(n) for chunk in (i, 2 * n - 1 - i)]

@@ -6,7 +6,6 @@ K head_dim.
 
 import contextlib
 import contextvars
-import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 
@@ -16,7 +15,9 @@ import numpy as np
 
 from jaxlm.errors import UserError
 from jaxlm.kernels import splash
+from jaxlm.kernels.context_parallel import over_sequence
 from jaxlm.layers.config import AttentionImpl
+from jaxlm.mesh import Context
 from jaxlm.sharding import active, constrain, einsum, reshape, spec
 
 # What a masked score is set to: large enough to vanish in the softmax, small enough that a row
@@ -59,6 +60,9 @@ def attention(
 ) -> jax.Array:
   """Causal scaled dot-product attention (Vaswani et al. 2017), softmax in float32.
 
+  On a mesh with a `sequence` axis, and without a cache, tokens are spread over that axis: see
+  kernels/context_parallel.py for the order that they must be in.
+
   Args:
     q_BTHK, k_BSNK, v_BSNK: queries, keys and values; N divides H.
     slots_BT: int32, the key slot of each query, when keys come from a cache: it sees the slots up
@@ -75,25 +79,43 @@ def attention(
   Raises:
     UserError: a kernel is asked for where it can't do what is asked.
   """
+  layout = active()
+  if slots_BT is not None or layout is None or layout.size("sequence") == 1:
+    context = None
+  else:
+    context = layout.context
   plain = slots_BT is None and alibi_slopes is None
   able = _able(q_BTHK, k_BSNK, packed=segment_ids_BT is not None) if plain else []
+  if context is not None:
+    able = [kernel for kernel in able if kernel in _SPREAD[context]]
   if impl is AttentionImpl.AUTO:
     impl = able[0] if able else AttentionImpl.XLA
   elif impl is not AttentionImpl.XLA and impl not in able:
-    raise UserError(f"config.model.attention={impl.name} {_NEEDS[impl]}: use AUTO")
+    needs = _NEEDS[impl]
+    if context is not None and impl not in _SPREAD[context]:
+      needs = f"does not go with config.mesh.context={context.name}"
+    raise UserError(f"config.model.attention={impl.name} {needs}: use AUTO")
   found = _chosen.get()
   if found is not None:
     found.add(impl)
-  match impl:
-    case AttentionImpl.CUDNN:
-      return _on_shards(_cudnn, q_BTHK, k_BSNK, v_BSNK, None)
-    case AttentionImpl.MOSAIC:
-      return _on_shards(_mosaic, q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
-    case AttentionImpl.SPLASH:
-      kernel = functools.partial(splash.splash_attention, residual_name="context")
-      return _on_shards(kernel, q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
+  kernel = _KERNELS.get(impl)
+  if context is not None:
+    return over_sequence(q_BTHK, k_BSNK, v_BSNK, segment_ids_BT, alibi_slopes, kernel)
+  if kernel is not None:
+    return _on_shards(kernel, q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
+  if slots_BT is None:
+    gathered = ("act_batch", "act_kv_seq", "act_kv_heads", None)
+    k_BSNK, v_BSNK = constrain(k_BSNK, *gathered), constrain(v_BSNK, *gathered)
   return _reference(q_BTHK, k_BSNK, v_BSNK, slots_BT, segment_ids_BT, positions_BT, alibi_slopes)
 
+
+# The kernels that can work on what each kind of context parallelism leaves a device: whole rows of
+# some heads, or some of a row's queries with all its keys.
+_SPREAD: dict[Context, tuple[AttentionImpl, ...]] = {
+  Context.GATHER: (AttentionImpl.MOSAIC,),
+  Context.RING: (),
+  Context.ULYSSES: (AttentionImpl.CUDNN, AttentionImpl.MOSAIC, AttentionImpl.SPLASH),
+}
 
 _NEEDS = {
   AttentionImpl.CUDNN: (
@@ -136,8 +158,6 @@ def _on_shards(
   layout = active()
   if layout is None:
     return kernel(q_BTHK, k_BSNK, v_BSNK, segment_ids_BT)
-  # A query shard needs an offset that these kernels don't take: queries are brought together over
-  # the sequence axis for the kernel, and spread again after it.
   q_axes, k_axes = ("act_batch", None, "act_heads", None), ("act_batch", None, "act_kv_heads", None)
   q_spec, k_spec, rows = layout.spec(q_axes), layout.spec(k_axes), layout.spec(("act_batch", None))
   if segment_ids_BT is not None:
@@ -156,25 +176,53 @@ def _on_shards(
   return constrain(out, "act_batch", "act_seq", "act_heads", None)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: None) -> jax.Array:
+def _cudnn(
+  q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: None, places_T: None = None
+) -> jax.Array:
   """cuDNN's flash attention, named explicitly: JAX's default would be the slow path."""
   return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def _splash(
+  q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, places_T: None = None
+) -> jax.Array:
+  return splash.splash_attention(q, k, v, segment_ids, residual_name="context")
 
 
 # Jitted, so that all layers share one kernel: compiled one by one, 24 layers took 170 s.
 @jax.jit
 def _mosaic(
-  q_BTHK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, segment_ids_BT: jax.Array | None
+  q_BTHK: jax.Array,
+  k_BSNK: jax.Array,
+  v_BSNK: jax.Array,
+  segment_ids_BS: jax.Array | None,
+  places_T: jax.Array | None = None,
 ) -> jax.Array:
-  """tokamax's flash attention (Mosaic GPU): each query sees keys from its document's first on."""
+  """tokamax's flash attention (Mosaic GPU): each query sees keys from its document's first on.
+
+  places_T: int32, each query's place among the keys; None: T = S, and query t stands at t.
+  """
   # Its public function takes no such mask; the (T, T) one that it takes is slow.
   from tokamax._src.ops.attention import base
   from tokamax._src.ops.attention.pallas_mosaic_gpu import PallasMosaicGpuFlashAttention
 
-  start_B1T = None if segment_ids_BT is None else first_keys(segment_ids_BT)[:, None]
-  mask = base.Mask(k_start=start_B1T, is_causal=True)
+  start_B1T = None if segment_ids_BS is None else first_keys(segment_ids_BS)[:, None]
+  if places_T is None:
+    mask = base.Mask(k_start=start_B1T, is_causal=True)
+  else:
+    start_B1T = None if start_B1T is None else start_B1T[:, :, places_T]
+    end_B1T = jnp.broadcast_to(places_T[None, None] + 1, (q_BTHK.shape[0], 1, places_T.size))
+    mask = base.Mask(k_start=start_B1T, k_end=end_B1T)
   scale = q_BTHK.shape[-1] ** -0.5
   return PallasMosaicGpuFlashAttention()(q_BTHK, k_BSNK, v_BSNK, mask=mask, logits_scale=scale)
+
+
+# kernel(q_BTHK, k_BSNK, v_BSNK, segment_ids_BS, places_T), on one device's rows and heads.
+_KERNELS: dict[AttentionImpl, Callable[..., jax.Array]] = {
+  AttentionImpl.CUDNN: _cudnn,
+  AttentionImpl.MOSAIC: _mosaic,
+  AttentionImpl.SPLASH: _splash,
+}
 
 
 def first_keys(segment_ids_BT: jax.Array) -> jax.Array:

@@ -13,7 +13,17 @@ from jaxlm.kernels.fp8 import fp8_einsum
 from jaxlm.layers.config import AttentionImpl, Matmul, Positions
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.layers.positions import alibi_slopes, rope
-from jaxlm.sharding import Initializer, constant, constrain, einsum, gather, param, reshape, spec
+from jaxlm.sharding import (
+  Initializer,
+  constant,
+  constrain,
+  einsum,
+  gather,
+  param,
+  reshape,
+  residual_axes,
+  spec,
+)
 
 KV = tuple[jax.Array, jax.Array]
 
@@ -72,6 +82,8 @@ class Attention(nnx.Module):
     cache: KV | None,
   ) -> tuple[jax.Array, KV | None]:
     """Returns (B, T, D) and, if a cache (k, v) was given, that cache with the T tokens in it."""
+    residual = residual_axes(x_BTD.shape[1])
+    x_BTD = constrain(x_BTD, "act_batch", "act_seq", "act_embed")
     q_BTHK, k_BTNK, v_BTNK = self._project(x_BTD)
     if self.qk_norm:
       q_BTHK, k_BTNK = self.q_norm(q_BTHK), self.k_norm(k_BTNK)
@@ -100,7 +112,7 @@ class Attention(nnx.Module):
     )
     o_BTHK = checkpoint_name(o_BTHK, "context")
     out = gather(self.out[...], self.dtype)
-    y_BTD = self.einsum("BTHK,HKD->BTD", o_BTHK, out, out=("act_batch", "act_seq", "act_embed"))
+    y_BTD = self.einsum("BTHK,HKD->BTD", o_BTHK, out, out=residual)
     if self.use_bias:
       y_BTD += self.out_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "out"), cache

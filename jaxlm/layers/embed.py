@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxlm.sharding import Initializer, gather, param, take
+from jaxlm.sharding import Initializer, gather, param, residual_axes, take
 
 
 class Embed(nnx.Module):
@@ -32,7 +32,7 @@ class Embed(nnx.Module):
     narrow table would not hold (and float32 has a faster atomic sum on GPUs).
     """
     table = gather(self.table[...], self.table[...].dtype)
-    return take(table, ids_BT, ("act_batch", "act_seq", "act_embed")).astype(self.dtype)
+    return take(table, ids_BT, residual_axes(ids_BT.shape[1])).astype(self.dtype)
 
   def weight(self) -> jax.Array:
     """The whole table (V, D) in the compute dtype, for use."""

@@ -10,7 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.fp8 import fp8_einsum
 from jaxlm.layers.config import Activation, Matmul
-from jaxlm.sharding import Initializer, constant, einsum, gather, param
+from jaxlm.sharding import (
+  Initializer,
+  constant,
+  constrain,
+  einsum,
+  gather,
+  param,
+  residual_axes,
+)
 
 # Its tanh is computed again in the backward pass: kept, it is as large as the result.
 _gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
@@ -54,6 +62,8 @@ class Mlp(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     names = ("gate", "up") if self.gated else ("up",)
+    residual = residual_axes(x_BTD.shape[1])
+    x_BTD = constrain(x_BTD, "act_batch", "act_seq", "act_embed")
     # Split, not sliced: its transpose joins the two gradients, slices would add padded arrays.
     parts = jnp.split(self._project(x_BTD, names), len(names), axis=2)
     gate_BTF, u_BTF = parts[0].squeeze(2), parts[-1].squeeze(2)
@@ -67,7 +77,7 @@ class Mlp(nnx.Module):
       case Activation.RELU2:
         h_BTF = jnp.square(jax.nn.relu(u_BTF))
     down = gather(self.down[...], self.dtype)
-    y_BTD = self.einsum("BTF,FD->BTD", h_BTF, down, out=("act_batch", "act_seq", "act_embed"))
+    y_BTD = self.einsum("BTF,FD->BTD", h_BTF, down, out=residual)
     if self.use_bias:
       y_BTD += self.down_bias[...].astype(self.dtype)[None, None]
     return checkpoint_name(y_BTD, "mlp")

@@ -3,9 +3,9 @@
 B batch, T position, N tokens of one device, D embed, E experts, F mlp of an expert, K experts of a
 token, C capacity of an expert, R rows that the experts work on.
 
-Every device routes and sorts its own tokens and holds all experts of its share of F: data, sequence
-and tensor parallelism work, and experts spread over devices (expert parallelism) are not supported.
-The table of rules needs `experts`, mapped to None.
+Every device routes its own tokens. Over the model axis each has a share of F of all experts; over
+the expert axis each has some of the experts, is given the tokens of all devices of that axis, and
+hands back their sums of its own experts' results: nothing is dropped for a full buffer.
 """
 
 import functools
@@ -105,7 +105,7 @@ class MoeMlp(nnx.Module):
     def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
       return param(how, rngs.params(), shape, axes, param_dtype)
 
-    self.router = make(init, (D, E), "embed", "experts")
+    self.router = make(init, (D, E), "embed", "router")
     self.gate = make(init, (E, D, F), "experts", "embed", "mlp")
     self.up = make(init, (E, D, F), "experts", "embed", "mlp")
     self.down = make(init_out, (E, F, D), "experts", "mlp", "embed")
@@ -123,12 +123,14 @@ class MoeMlp(nnx.Module):
     else:
       x_spec, w_spec = layout.spec(X_AXES), layout.spec(("experts", None, "mlp"))
       token_axes = tuple(a for entry in x_spec[:2] for a in _mesh_axes(entry))
-      if set(token_axes) & {a for entry in w_spec for a in _mesh_axes(entry)}:
-        raise ValueError("`experts` and `mlp` must not be on a mesh axis that splits tokens")
+      if set(token_axes) & set(_mesh_axes(w_spec[2])):
+        raise ValueError("`mlp` must not be on a mesh axis that splits tokens")
       # Weights that are whole on an axis get the sum of its devices' gradients, and results that
       # are whole on it hand each device its share: the transpose of shard_map sees to both.
       y_BTD, sums = jax.shard_map(
-        functools.partial(self._local, mlp_axes=_mesh_axes(w_spec[2])),
+        functools.partial(
+          self._local, mlp_axes=_mesh_axes(w_spec[2]), expert_axes=_mesh_axes(w_spec[0])
+        ),
         in_specs=(x_spec, jax.P(), w_spec, w_spec, layout.spec(("experts", "mlp", None))),
         out_specs=(x_spec, jax.P(token_axes)),
         check_vma=False,
@@ -144,11 +146,11 @@ class MoeMlp(nnx.Module):
     down_EFD: jax.Array,
     *,
     mlp_axes: tuple[str, ...] = (),
+    expert_axes: tuple[str, ...] = (),
   ) -> tuple[jax.Array, _Sums]:
-    """One device's tokens through all experts, of which it may hold a part of F."""
+    """One device's tokens through the experts, of which it may hold some, and a part of F."""
     (E, D), K = gate_EDF.shape[:2], self.experts_per_token
     x_ND = x_BTD.reshape(-1, D)
-    N = x_ND.shape[0]
 
     logits_NE = jnp.einsum(
       "ND,DE->NE", x_ND.astype(jnp.float32), router_DE, precision=lax.Precision.HIGHEST
@@ -160,14 +162,24 @@ class MoeMlp(nnx.Module):
     else:
       gates_NK = jnp.take_along_axis(probs_NE, experts_NK, axis=-1)
 
-    sizes_E = jnp.sum(experts_NK.reshape(-1, 1) == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
+    choices_A = _counts(experts_NK, router_DE.shape[1])
+    x_ND = x_ND.astype(self.dtype)
+    if expert_axes:
+      x_ND, gates_NK, experts_NK = (
+        lax.all_gather(one, expert_axes, axis=0, tiled=True) for one in (x_ND, gates_NK, experts_NK)
+      )
+      here_NK = experts_NK - lax.axis_index(expert_axes) * E
+      # Experts of other devices become an expert E, behind all others and without rows.
+      experts_NK = jnp.where((here_NK >= 0) & (here_NK < E), here_NK, E)
+    N = x_ND.shape[0]
+    sizes_E = _counts(experts_NK, E)
     order = jnp.argsort(experts_NK.reshape(-1), stable=True)
     # The concatenation is one pass with the cast of the weights, and lets one product read x once.
     gate_up_EDF = jnp.concatenate([gate_EDF, up_EDF], axis=-1)
-    arrays = (x_ND.astype(self.dtype), gates_NK, gate_up_EDF, down_EFD)
+    arrays = (x_ND, gates_NK, gate_up_EDF, down_EFD)
 
     def capacity(factor: float) -> int:
-      return min(N, math.ceil(factor * N * K / E))
+      return min(N, math.ceil(factor * N * K / router_DE.shape[1]))
 
     C = None if self.capacity_factor is None else capacity(self.capacity_factor)
     steps = self._ladder() if C is None else ()
@@ -179,13 +191,15 @@ class MoeMlp(nnx.Module):
       y_ND = self._work(C, (order, experts_NK, sizes_E), arrays)[0]
     if mlp_axes:
       y_ND = lax.psum(y_ND, mlp_axes)
+    if expert_axes:
+      y_ND = lax.psum_scatter(y_ND, expert_axes, scatter_dimension=0, tiled=True)
 
     kept = jnp.sum(sizes_E if C is None else jnp.minimum(sizes_E, C), dtype=jnp.float32)
     sums = _Sums(
-      choices_1E=sizes_E.astype(jnp.float32)[None],
+      choices_1E=choices_A.astype(jnp.float32)[None],
       probs_1E=jnp.sum(probs_NE, axis=0)[None],
       z_1=jnp.sum(jax.nn.logsumexp(logits_NE, axis=-1) ** 2)[None],
-      dropped_1=(N * K - kept)[None],
+      dropped_1=(jnp.sum(sizes_E, dtype=jnp.float32) - kept)[None],
     )
     return y_ND.reshape(x_BTD.shape), sums
 
@@ -251,7 +265,7 @@ class MoeMlp(nnx.Module):
     x_ND, gates_NK, gate_up_EDF, down_EFD = arrays
     K, F = experts_NK.shape[1], down_EFD.shape[1]
     if C is None:
-      choice_R, row_NK = order, _inverse(order)
+      choice_R, row_NK = _grouped_rows(order, experts_NK, sizes_E)
     else:
       choice_R, row_NK = _capacity_rows(order, experts_NK, sizes_E, C)
 
@@ -322,6 +336,21 @@ def _aux(sums: _Sums, num_tokens: int) -> MoeAux:
 # scatters that differentiation would make of gathers are far slower on GPUs.
 
 
+def _counts(experts_NK: jax.Array, E: int) -> jax.Array:
+  """int32 (E,), the choices of each expert."""
+  return jnp.sum(experts_NK.reshape(-1, 1) == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
+
+
+def _grouped_rows(
+  order: jax.Array, experts_NK: jax.Array, sizes_E: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(choice_R, row_NK) where the experts' rows follow each other, then those of no expert here."""
+  E, num_choices = sizes_E.shape[0], order.shape[0]
+  mine_R = jnp.arange(num_choices) < jnp.sum(sizes_E)
+  row_NK = jnp.where(experts_NK.reshape(-1) < E, _inverse(order), num_choices)
+  return jnp.where(mine_R, order, num_choices), row_NK
+
+
 def _inverse(order: jax.Array) -> jax.Array:
   ids = jnp.arange(order.shape[0], dtype=order.dtype)
   return jnp.zeros_like(order).at[order].set(ids, unique_indices=True)
@@ -337,8 +366,9 @@ def _capacity_rows(
   sources_EC = order.at[starts_E[:, None] + slots_1C].get(mode="fill", fill_value=num_choices)
   choice_EC = jnp.where(slots_1C < sizes_E[:, None], sources_EC, num_choices)
   experts = experts_NK.reshape(-1)
-  ranks = _inverse(order) - starts_E[experts]
-  return choice_EC.reshape(-1), jnp.where(ranks < C, experts * C + ranks, E * C)
+  ranks = _inverse(order) - starts_E.at[experts].get(mode="clip")
+  kept = (ranks < C) & (experts < E)
+  return choice_EC.reshape(-1), jnp.where(kept, experts * C + ranks, E * C)
 
 
 def _rows(x: jax.Array, ids: jax.Array) -> jax.Array:

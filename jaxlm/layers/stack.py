@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.layers.config import Remat
+from jaxlm.layers.pipeline import pipeline, split_layers, whole_on_stages
+from jaxlm.sharding import active
 
-# apply(block, x, per_layer) -> (x, out): one block's work. per_layer and out are pytrees.
-Apply = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+# apply(block, x, rows, per_layer) -> (x, out): one block's work. rows, per_layer, out are pytrees.
+Apply = Callable[[Any, jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
 def checkpoint_policy(remat: Remat) -> Callable[..., Any] | None:
@@ -54,7 +56,9 @@ class Stack(nnx.Module):
         return Group(make, scan_block, rngs=r)
 
       stacked = nnx.transform_metadata(group, in_axes=0, out_axes=0, partition="layers")
-      self.blocks = jax.vmap(stacked)(rngs.split(num_layers // scan_block))
+      self.blocks = jax.tree.map(
+        split_layers, jax.vmap(stacked)(rngs.split(num_layers // scan_block))
+      )
     else:
       # Made in a loop: the random numbers of a block are compiled once, not num_layers times (70 s
       # for 24 layers on a GPU).
@@ -70,35 +74,47 @@ class Stack(nnx.Module):
         nnx.replace_by_pure_dict(state, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
         nnx.update(block, state)
 
-  def __call__(self, apply: Apply, x: jax.Array, per_layer: Any) -> tuple[jax.Array, Any]:
+  def __call__(
+    self, apply: Apply, x: jax.Array, rows: Any, per_layer: Any, *, keys: jax.Array | None = None
+  ) -> tuple[jax.Array, Any]:
     """Runs all blocks.
 
     Args:
       apply: what one block does.
-      x: the input of the first block.
+      x: the input of the first block, (B, …).
+      rows: a pytree whose leaves have a leading dim B too: what every block is told of the rows.
       per_layer: a pytree whose leaves have a leading dim num_layers, a slice for each block.
+      keys: random keys (num_layers,), or None; apply gets (key, slice) for per_layer.
 
     Returns:
-      The last block's output, and the outs stacked on a leading dim num_layers.
+      The last block's output, and the outs stacked on a leading dim num_layers (None from a
+      pipeline over the mesh's stages).
     """
     if self.remat not in (Remat.NONE, Remat.AUTO):
       policy = checkpoint_policy(self.remat)
       apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
 
-    def run_group(x: jax.Array, group_and_slice: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-      group, group_slice = group_and_slice
+    def run_group(x: jax.Array, rows: Any, group: Any, slices: Any) -> tuple[jax.Array, Any]:
       outs = []
       for i, block in enumerate(group.layers()):
-        x, out = apply(block, x, jax.tree.map(lambda leaf, i=i: leaf[i], group_slice))
+        x, out = apply(block, x, rows, jax.tree.map(lambda leaf, i=i: leaf[i], slices))
         outs.append(out)
       return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
+    slices = (keys, per_layer)
     if not self.scan:
-      return run_group(x, (self.blocks, per_layer))
-    grouped = jax.tree.map(
-      lambda leaf: leaf.reshape(-1, self.group_size, *leaf.shape[1:]), per_layer
-    )
-    x, outs = jax.lax.scan(run_group, x, (self.blocks, grouped))
+      return run_group(x, rows, self.blocks, slices)
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, self.group_size, *leaf.shape[1:]), slices)
+    blocks, layout = self.blocks, active()
+    if layout is not None and layout.size("stage") > 1:
+      if per_layer is None:
+        return pipeline(run_group, blocks, x, rows, grouped[0], layout), None
+      blocks = whole_on_stages(blocks)
+
+    def body(x: jax.Array, group_and_slice: Any) -> tuple[jax.Array, Any]:
+      return run_group(x, rows, *group_and_slice)
+
+    x, outs = jax.lax.scan(body, x, (blocks, grouped))
     return x, jax.tree.map(lambda leaf: leaf.reshape(self.num_layers, *leaf.shape[2:]), outs)
 
 

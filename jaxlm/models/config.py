@@ -62,6 +62,11 @@ class DecoderConfig(ModelConfig):
     dropout: on the embedding and on each residual branch, at training only.
     init_std: of all matrices; those that write to the residual stream have it divided by
       sqrt(2 num_layers), as in GPT-2.
+    num_experts: mixture-of-experts layers: each token goes through num_experts_per_token of so many
+      MLPs of mlp_dim (Shazeer et al. 2017, arXiv:1701.06538); None: one MLP. Losses of the router
+      are in config.objective. Their numbers are in the metrics router_*.
+    expert_capacity: room of an expert in units of an even share; what is over is dropped. None:
+      nothing is dropped.
     scan_layers: one compiled body of `scan_block` layers, looped over; False: unrolled.
   """
 
@@ -80,6 +85,9 @@ class DecoderConfig(ModelConfig):
   qk_norm: bool = False
   use_bias: bool = False
   tie_embeddings: bool = False
+  num_experts: int | None = None
+  num_experts_per_token: int = 2
+  expert_capacity: float | None = None
   dropout: float = 0.0
   init_std: float = 0.02
   vocab_multiple: int = 128
@@ -123,6 +131,8 @@ class DecoderConfig(ModelConfig):
     norm = D * (2 if self.norm is Norm.LAYER else 1)
     attention = 2 * D * H * K + 2 * D * N * K
     mlp = (3 if self.gated else 2) * D * F
+    if self.num_experts is not None:
+      mlp = self.num_experts * (mlp + D)
     block = attention + mlp + 2 * norm + (2 * K if self.qk_norm else 0)
     if self.use_bias:
       block += H * K + 2 * N * K + D + F * (2 if self.gated else 1) + D
@@ -134,7 +144,10 @@ class DecoderConfig(ModelConfig):
   def num_matmul_params(self) -> int:
     """Parameters that a matmul reads for every token: all but input tables, norms and biases."""
     D, F, H, N, K = self.embed_dim, self.mlp_dim, self.num_heads, self.kv_heads, self.head_size
-    block = 2 * D * H * K + 2 * D * N * K + (3 if self.gated else 2) * D * F
+    mlp = (3 if self.gated else 2) * D * F
+    if self.num_experts is not None:
+      mlp = self.num_experts_per_token * mlp + self.num_experts * D
+    block = 2 * D * H * K + 2 * D * N * K + mlp
     return self.num_layers * block + self.padded_vocab_size * D
 
   def flops_per_token(self, seq_len: int, *, causal: bool = False) -> float:
@@ -171,7 +184,55 @@ class DecoderConfig(ModelConfig):
     if not 0 <= self.dropout < 1:
       raise UserError(f"{path}.dropout={self.dropout}: must be at least 0 and less than 1")
 
+    self._validate_experts(path)
+
+  def _validate_experts(self, path: str) -> None:
+    if self.num_experts is None:
+      return
+    if not 1 <= self.num_experts_per_token <= self.num_experts:
+      raise UserError(
+        f"{path}.num_experts_per_token={self.num_experts_per_token}: must be between 1 and "
+        f"num_experts={self.num_experts}"
+      )
+    if not self.gated or self.use_bias:
+      raise UserError(
+        f"{path}.num_experts={self.num_experts}: experts are gated and have no biases: set "
+        f"{path}.activation=SWIGLU and {path}.use_bias=false"
+      )
+    if self.expert_capacity is not None and self.expert_capacity <= 0:
+      raise UserError(f"{path}.expert_capacity={self.expert_capacity}: must be positive")
+
+  def _validate_stages(self, path: str, stages: int) -> None:
+    if stages == 1:
+      return
+    if not self.scan_layers:
+      raise UserError(
+        f"config.mesh.stage={stages}: needs {path}.scan_layers=true: a stage is a part of the "
+        "stacked layers"
+      )
+    if (self.num_layers // self.scan_block) % stages:
+      raise UserError(
+        f"{path}.num_layers={self.num_layers}: divided by scan_block={self.scan_block} must be "
+        f"divisible by config.mesh.stage={stages}"
+      )
+    if self.num_experts is not None:
+      raise UserError(
+        f"config.mesh.stage={stages}: mixture-of-experts layers can not be pipelined yet: use "
+        "config.mesh.expert and fsdp"
+      )
+
   def validate_mesh(self, path: str, sizes: dict[str, int]) -> None:
+    self._validate_stages(path, sizes["stage"])
+    if sizes["expert"] > 1 and (self.num_experts or 0) % sizes["expert"]:
+      raise UserError(
+        f"{path}.num_experts={self.num_experts}: must be divisible by "
+        f"config.mesh.expert={sizes['expert']}"
+      )
+    if sizes["expert"] > 1 and self.num_experts is None:
+      raise UserError(
+        f"config.mesh.expert={sizes['expert']}: needs {path}.num_experts; this model has one MLP a "
+        "layer: use config.mesh.data or fsdp"
+      )
     for name, value, axis in (
       ("num_heads", self.num_heads, "model"),
       ("num_kv_heads", self.kv_heads, "model"),

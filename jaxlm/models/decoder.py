@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxlm.kernels.cross_entropy import logits
-from jaxlm.layers.attention import Attention
+from jaxlm.layers.attention import KV, Attention
 from jaxlm.layers.cache import Cache
 from jaxlm.layers.config import Norm, Positions, resolve_dtype
 from jaxlm.layers.embed import Embed
 from jaxlm.layers.mlp import Mlp
+from jaxlm.layers.moe import MoeAux, MoeMlp
 from jaxlm.layers.norm import LayerNorm, RMSNorm
 from jaxlm.layers.stack import Stack
 from jaxlm.models.config import DecoderConfig
-from jaxlm.sharding import normal, spec
+from jaxlm.sharding import constrain, normal, residual_axes, spec
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
@@ -54,18 +55,26 @@ class Block(nnx.Module):
       rngs=rngs,
     )
     self.mlp_norm = _norm(config, rngs)
-    self.mlp = Mlp(
+    common: Any = dict(
       embed_dim=config.embed_dim,
       mlp_dim=config.mlp_dim,
       activation=config.activation,
-      matmul=config.matmul,
-      use_bias=config.use_bias,
       init=init,
       init_out=init_out,
       dtype=dtype,
       param_dtype=param_dtype,
       rngs=rngs,
     )
+    if config.num_experts is None:
+      self.mlp = Mlp(matmul=config.matmul, use_bias=config.use_bias, **common)
+    else:
+      self.moe = MoeMlp(
+        num_experts=config.num_experts,
+        experts_per_token=config.num_experts_per_token,
+        capacity_factor=config.expert_capacity,
+        **common,
+      )
+    self.has_experts = config.num_experts is not None
     self.dropout = config.dropout
 
   def __call__(
@@ -74,9 +83,10 @@ class Block(nnx.Module):
     *,
     segment_ids_BT: jax.Array | None,
     positions_BT: jax.Array,
-    cache: tuple[jax.Array, jax.Array] | None,
+    cache: KV | None,
     dropout_key: jax.Array | None,
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+  ) -> tuple[jax.Array, tuple[KV | None, MoeAux | None]]:
+    """The residual stream after the block; the cache with its tokens, and what the router says."""
     keys = None if dropout_key is None else jax.random.split(dropout_key)
     # Scopes name the parts in profiles.
     with jax.named_scope("norm"):
@@ -88,9 +98,15 @@ class Block(nnx.Module):
     x_BTD += _drop(y_BTD, self.dropout, None if keys is None else keys[0])
     with jax.named_scope("norm"):
       y_BTD = self.mlp_norm(x_BTD)
+    aux = None
     with jax.named_scope("mlp"):
-      y_BTD = self.mlp(y_BTD)
-    return x_BTD + _drop(y_BTD, self.dropout, None if keys is None else keys[1]), cache
+      if self.has_experts:
+        y_BTD, aux = self.moe(y_BTD)
+        y_BTD = constrain(y_BTD, *residual_axes(y_BTD.shape[1]))
+      else:
+        y_BTD = self.mlp(y_BTD)
+    x_BTD += _drop(y_BTD, self.dropout, None if keys is None else keys[1])
+    return x_BTD, (cache, aux)
 
 
 class Decoder(nnx.Module):
@@ -143,7 +159,7 @@ class Decoder(nnx.Module):
       Logits (B, T, V) in the compute dtype, V the padded vocabulary (ids that do not exist have
       probability 0), and the cache with the inputs in it, if one was given.
     """
-    x_BTD, cache = self.features(
+    x_BTD, cache, _ = self.features(
       inputs_BT,
       segment_ids_BT=segment_ids_BT,
       positions_BT=positions_BT,
@@ -164,7 +180,7 @@ class Decoder(nnx.Module):
     positions_BT: jax.Array | None = None,
     cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
-  ) -> tuple[jax.Array, Cache | None]:
+  ) -> tuple[jax.Array, Cache | None, MoeAux | None]:
     """The last hidden state of every input, normalised.
 
     Args:
@@ -176,7 +192,8 @@ class Decoder(nnx.Module):
       dropout_key: a key for training with dropout; None: no dropout.
 
     Returns:
-      (B, T, D) in the compute dtype, and the cache with the inputs in it, if one was given.
+      (B, T, D) in the compute dtype; the cache with the inputs in it, if one was given; the means
+      over layers of what the routers say, for a model with experts.
     """
     config = self.config
     if positions_BT is None:
@@ -193,15 +210,20 @@ class Decoder(nnx.Module):
       keys = jax.random.split(dropout_key, config.num_layers + 1)
       x_BTD = _drop(x_BTD, config.dropout, keys[-1])
 
-    def apply(block: Any, x_BTD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-      key, kv = layer
+    def apply(block: Any, x_BTD: jax.Array, rows: Any, layer: Any) -> tuple[jax.Array, Any]:
+      (segments_BT, positions_BT), (key, kv) = rows, layer
       return block(
-        x_BTD, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, cache=kv, dropout_key=key
+        x_BTD, segment_ids_BT=segments_BT, positions_BT=positions_BT, cache=kv, dropout_key=key
       )
 
     kv_L = None if cache is None else (cache.k_LBSNK, cache.v_LBSNK)
-    x_BTD, kv_L = self.stack(apply, x_BTD, (None if keys is None else keys[:-1], kv_L))
-    return self.final_norm(x_BTD), None if cache is None else Cache(*kv_L)
+    rows = (segment_ids_BT, positions_BT)
+    keys = None if keys is None else keys[:-1]
+    x_BTD, outs = self.stack(apply, x_BTD, rows, kv_L, keys=keys)
+    kv_L, aux_L = (None, None) if outs is None else outs
+    aux = None if aux_L is None else jax.tree.map(jnp.mean, aux_L)
+    x_BTD = constrain(self.final_norm(x_BTD), "act_batch", "act_seq", "act_embed")
+    return x_BTD, None if cache is None else Cache(*kv_L), aux
 
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache for `batch` sequences of up to `slots` tokens."""
@@ -215,6 +237,6 @@ def _drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   """Dropout (Srivastava et al. 2014); the same mask on every mesh."""
   if key is None or rate == 0:
     return x_BTD
-  where = spec(("act_batch", "act_seq", "act_embed"))
+  where = spec(residual_axes(x_BTD.shape[1]))
   keep = jax.random.bernoulli(key, 1 - rate, x_BTD.shape, out_sharding=where)
   return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

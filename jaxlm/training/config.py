@@ -12,18 +12,25 @@ class ObjectiveConfig:
   Attributes:
     z_loss: weight of the mean of log(Z)^2 (PaLM, arXiv:2204.02311, uses 1e-4).
     label_smoothing: the share of each target spread evenly over the vocabulary.
+    load_balance: weight of the mean over layers of E Σ f p, which evens out the experts' loads
+      (Switch, arXiv:2101.03961, uses 0.01); of models with experts alone.
+    router_z_loss: weight of the mean squared logsumexp of the routers' logits (ST-MoE,
+      arXiv:2202.08906, uses 0.001).
     loss_chunks: the logits of a step are made in so many parts, one after another: less memory for
       large vocabularies. 1 is fastest. Must divide the sequence length.
   """
 
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  load_balance: float = 0.01
+  router_z_loss: float = 0.001
   loss_chunks: int = 1
 
   def validate(self, path: str) -> None:
     """Raises UserError for values out of range."""
-    if self.z_loss < 0:
-      raise UserError(f"{path}.z_loss={self.z_loss}: must not be negative")
+    for name in ("z_loss", "load_balance", "router_z_loss"):
+      if getattr(self, name) < 0:
+        raise UserError(f"{path}.{name}={getattr(self, name)}: must not be negative")
     if not 0 <= self.label_smoothing < 1:
       raise UserError(
         f"{path}.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1"

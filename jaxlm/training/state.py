@@ -9,6 +9,8 @@ import optax
 
 from jaxlm import sharding
 from jaxlm.models.base import ModelDef, Params
+from jaxlm.sharding import Layout
+from jaxlm.training.placement import for_optimizer, on_host, to_host
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +37,15 @@ def make_init(model: ModelDef, tx: optax.GradientTransformation) -> Any:
 
   def init(key: jax.Array) -> TrainState:
     params = model.init(key)
-    opt_state = sharding.settle(tx.init(params))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
+    opt_state = sharding.settle(tx.init(for_optimizer(params, model.logical_axes())))
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=to_host(opt_state))
 
   return init
+
+
+def state_shapes(init: Any, layout: Layout) -> TrainState:
+  """Shapes, dtypes, shardings and memories of a new state: the target of a checkpoint's restore."""
+  state: TrainState = layout.eval_shape(init, jax.random.key(0))
+  if not layout.offload_optimizer:
+    return state
+  return dataclasses.replace(state, opt_state=on_host(state.opt_state))

@@ -11,10 +11,11 @@ from jaxlm import sharding, tree
 from jaxlm.batch import Batch
 from jaxlm.models.base import ModelDef, Params
 from jaxlm.objectives import LossSum
+from jaxlm.training.placement import for_model, for_optimizer, from_host, to_host
 from jaxlm.training.state import TrainState
 
-# loss_fn(features, output table, batch) -> LossSum
-LossFn = Callable[[jax.Array, jax.Array, Batch], LossSum]
+# loss_fn(features, output table, batch, what routers say) -> LossSum
+LossFn = Callable[[jax.Array, jax.Array, Batch, Any], LossSum]
 
 
 def make_loss(model: ModelDef, loss_fn: LossFn) -> Callable[..., LossSum]:
@@ -22,14 +23,14 @@ def make_loss(model: ModelDef, loss_fn: LossFn) -> Callable[..., LossSum]:
 
   def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> LossSum:
     module = model.bind(params)
-    features, _ = module.features(
+    features, _, router = module.features(
       batch.inputs,
       segment_ids_BT=batch.segment_ids,
       positions_BT=batch.positions,
       dropout_key=dropout_key,
     )
     with jax.named_scope("loss"):
-      return loss_fn(features, module.output_table(), batch)
+      return loss_fn(features, module.output_table(), batch, router)
 
   return loss
 
@@ -53,7 +54,8 @@ def make_train_step(
   Returns:
     The step. Its metrics are float32 scalars: loss (nats a target), objective (with z-loss and
     smoothing), weight (targets), grad_norm (before clipping), param_norm (before the update, of the
-    weights as they are used).
+    weights as they are used), and of a model with experts router_load_balance, router_z_loss,
+    router_load_entropy and router_dropped (means over layers).
   """
   loss = make_loss(model, loss_fn)
 
@@ -77,24 +79,29 @@ def make_train_step(
     if num_microbatches == 1:
       sums, grads = grads_of(params, batch, key)
     else:
-      parts = jax.tree.map(lambda x: _split_rows(x, num_microbatches), batch)
+      parts = jax.tree.map(lambda x: sharding.reshape_rows(x, num_microbatches), batch)
 
       def add(carry: Any, part_and_index: Any) -> tuple[Any, None]:
         part, index = part_and_index
         part_key = None if key is None else jax.random.fold_in(key, index)
         return jax.tree.map(jnp.add, carry, grads_of(params, part, part_key)), None
 
-      zero = jnp.zeros((), jnp.float32)
-      start = (LossSum(zero, zero, zero), jax.tree.map(jnp.zeros_like, state.params))
+      first = jax.tree.map(lambda x: x[0], parts)
+      shapes = jax.eval_shape(grads_of, params, first, key)[0]
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      start = (zeros, jax.tree.map(jnp.zeros_like, state.params))
       (sums, grads), _ = jax.lax.scan(add, start, (parts, jnp.arange(num_microbatches)))
     weight = jnp.maximum(sums.weight, 1.0)
     # Optax knows nothing of meshes: inside, the compiler chooses the layouts; outside, updates
     # and state keep theirs, so that the step compiles once.
     with jax.named_scope("optimizer"):
       grads = jax.tree.map(lambda g, p: g.astype(p.dtype) / weight, grads, state.params)
-      update = sharding.auto(tx.update, (grads, state.opt_state))
-      updates, opt_state = update(grads, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      axes = model.logical_axes()
+      grads_here, params_here = for_optimizer(grads, axes), for_optimizer(state.params, axes)
+      opt_state = from_host(state.opt_state)
+      update = sharding.auto(tx.update, (grads_here, opt_state))
+      updates, opt_state = update(grads_here, opt_state, params_here)
+      params = optax.apply_updates(state.params, for_model(updates, state.params))
     metrics = {
       "loss": sums.nll / weight,
       "objective": sums.total / weight,
@@ -102,7 +109,10 @@ def make_train_step(
       "grad_norm": tree.global_norm(grads),
       "param_norm": param_norm,
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    if sums.router is not None:
+      means = jax.tree.map(lambda x: x / weight, sums.router)
+      metrics |= {f"router_{name}": value for name, value in means._asdict().items()}
+    return TrainState(step=state.step + 1, params=params, opt_state=to_host(opt_state)), metrics
 
   return train_step
 
@@ -111,11 +121,3 @@ def make_eval_step(model: ModelDef, loss_fn: LossFn) -> Callable[[Params, Batch]
   """step(params, batch) -> LossSum, without dropout."""
   loss = make_loss(model, loss_fn)
   return lambda params, batch: loss(params, batch)
-
-
-def _split_rows(x: jax.Array, parts: int) -> jax.Array:
-  """(B, T) -> (parts, B / parts, T): part i takes rows i, i + parts, …, so that each device's
-  rows stay where they are."""
-  axes = ("act_batch", None, "act_seq")
-  split = sharding.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), *axes)
-  return split.swapaxes(0, 1)

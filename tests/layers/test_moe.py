@@ -1,6 +1,6 @@
 """A mixture of experts equals a loop over its experts, in value and gradients, on any mesh."""
 
-import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ from flax import nnx
 
 from jaxlm.layers.config import Activation
 from jaxlm.layers.moe import MoeMlp
-from jaxlm.mesh import MeshConfig
+from jaxlm.mesh import MESH_AXES, MeshConfig
 from jaxlm.sharding import constrain, make_layout, normal
 
 pytestmark = pytest.mark.smoke
 
 B, T, D, F, E, K = 8, 16, 16, 32, 8, 2
 MESHES = {
+  "expert4": MeshConfig(expert=4, fsdp=1),
+  "expert2_fsdp2_model2": MeshConfig(expert=2, fsdp=2, model=2),
   "data8": MeshConfig(data=8, fsdp=1),
   "fsdp8": MeshConfig(fsdp=8),
   "data2_model4": MeshConfig(data=2, fsdp=1, model=4),
@@ -203,8 +205,9 @@ def test_every_mesh_computes_what_one_device_does(name):
   x = make_x()
   expected = run(f, weights, x)
   config = MESHES[name]
-  count = 8 if config.fsdp == -1 else config.data * config.fsdp * config.sequence * config.model
-  with mesh_with_experts(config, count).activate():
+  sizes = [getattr(config, axis) for axis in MESH_AXES]
+  count = 8 if -1 in sizes else math.prod(sizes)
+  with make_layout(config, jax.devices()[:count]).activate():
     model = make()
     g, sharded = layer(model)
     check(sharded, weights, rtol=0)
@@ -223,17 +226,12 @@ def test_capacity_is_shared_out_by_device():
   f, weights = layer(make(capacity_factor=factor))
   x = make_x()
   rows = [f(weights, row[None]) for row in x]
-  with mesh_with_experts(MeshConfig(data=8, fsdp=1), 8).activate():
+  with make_layout(MeshConfig(data=8, fsdp=1), jax.devices()[:8]).activate():
     g, sharded = layer(make(capacity_factor=factor))
     y, aux = jax.jit(g)(sharded, constrain(x, "act_batch", "act_seq", "act_embed"))
   check(y, jnp.concatenate([y for y, _ in rows]))
   check(aux["dropped"], jnp.mean(jnp.array([aux["dropped"] for _, aux in rows])))
   assert float(aux["dropped"]) > 0
-
-
-def mesh_with_experts(config, count):
-  layout = make_layout(config, jax.devices()[:count])
-  return dataclasses.replace(layout, rules={**layout.rules, "experts": None})
 
 
 def test_remat_of_the_layer_keeps_its_gradients():
