@@ -62,6 +62,7 @@ class Remat(enum.Enum):
   rotations and nonlinearities are computed again. QKV: queries, keys, values and the attention's
   result. FULL: the block's input alone; the whole block is computed again. AUTO: the first of these
   whose compiled training step fits into the device's memory; NONE where nothing is trained.
+  OFFLOAD: keeps what MINIMAL does, in the host's memory; for a fast link to it.
   """
 
   AUTO = "auto"
@@ -69,6 +70,7 @@ class Remat(enum.Enum):
   MINIMAL = "minimal"
   QKV = "qkv"
   FULL = "full"
+  OFFLOAD = "offload"
 
 
 class AttentionImpl(enum.Enum):

@@ -25,6 +25,13 @@ def checkpoint_policy(remat: Remat) -> Callable[..., Any] | None:
       return save("qkv", "context")
     case Remat.MINIMAL:
       return save("qkv", "context", "out", "mlp")
+    case Remat.OFFLOAD:
+      return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["qkv", "context", "out", "mlp"],
+        offload_src="device",
+        offload_dst="pinned_host",
+      )
     case Remat.NONE | Remat.AUTO:
       return None
 

@@ -51,6 +51,7 @@ CASES = {
   "fsdp4_zero1": case(fsdp=4, zero=Zero.ZERO1),
   "model4": case("model", model=4),
   "model4_remat": case("model", model=4, change={"remat": Remat.MINIMAL}),
+  "fsdp2_remat_offload": case("fsdp", fsdp=2, change={"remat": Remat.OFFLOAD}),
   "sequence4": case(sequence=4),
   "sequence4_ring": case(sequence=4, context=Context.RING),
   "sequence2_ulysses": case(sequence=2, context=Context.ULYSSES),
