@@ -62,7 +62,7 @@ class Context(enum.Enum):
 
   GATHER: keys and values are gathered; the tokens lie in zigzag order, so that the causal mask
   leaves every device the same work (Llama 3, arXiv:2407.21783). RING: keys and values go round in
-  blocks, of which no device holds more than one (arXiv:2310.01889), in zigzag order too. ULYSSES:
+  blocks, of which a device holds two at most (arXiv:2310.01889), in zigzag order too. ULYSSES:
   tokens are exchanged for heads (arXiv:2309.14509); the axis must divide the heads.
   """
 
@@ -104,6 +104,8 @@ class MeshConfig:
     for name, size in sizes.items():
       if size == 0 or size < -1:
         raise UserError(f"{path}.{name}={size}: must be a positive number, or -1 for the rest")
+    if self.stage == -1:
+      raise UserError(f"{path}.stage=-1: say how many stages; another axis may take the rest")
     if list(sizes.values()).count(-1) > 1:
       raise UserError(f"{path}: only one axis may be -1, got {sizes}")
     if self.context is not Context.GATHER and self.sequence == 1:
