@@ -21,6 +21,7 @@ import re
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +41,8 @@ VERBS = {
   "quickstart": "jaxlm.quickstart",
   "prepare": "jaxlm.prepare",
   "train": "jaxlm.train",
+  "rehearse": "jaxlm.rehearse",
+  "verify-resume": "jaxlm.verify_resume",
   "evaluate": "jaxlm.evaluate",
   "generate": "jaxlm.generate",
   "serve": "jaxlm.serve",
@@ -111,7 +114,8 @@ def define_config(
   FILE.json, as written into each run's directory, executes nothing.
 
   Args:
-    default: the file that is used when the flag is absent; None: the flag is required.
+    default: the file that is used when the flag is absent; None: the flag is required. One that
+      begins with WORKDIR/ lies in what --workdir names.
     example: the file that the error about a missing flag names.
     expected: returns the class that the config must have (called after parsing).
   """
@@ -126,7 +130,7 @@ def define_config(
 def run(main: Main, *, doc: str | None) -> NoReturn:
   """Parses the command line, runs `main` and exits with its status; see the module docstring."""
   hugepages.begin_again()
-  sys.exit(execute(main, doc=doc, argv=sys.argv))
+  _exit(lambda: execute(main, doc=doc, argv=sys.argv))
 
 
 def execute(main: Main, *, doc: str | None, argv: Sequence[str]) -> int:
@@ -228,7 +232,19 @@ def _show(default: Any) -> str:
 def console() -> NoReturn:
   """The `jaxlm` script: `jaxlm VERB flags…` is `python -m jaxlm.VERB flags…`."""
   hugepages.begin_again()
-  sys.exit(dispatch(sys.argv))
+  _exit(lambda: dispatch(sys.argv))
+
+
+def _exit(command: Callable[[], int]) -> NoReturn:
+  try:
+    status = command()
+  except Exception:
+    traceback.print_exc()
+    status = 1
+  joined = sys.modules.get("jaxlm.distributed")  # not imported here: it knows JAX
+  if joined is not None and status not in (OK, PREEMPTED):
+    joined.leave(status)
+  sys.exit(status)
 
 
 def dispatch(argv: Sequence[str]) -> int:

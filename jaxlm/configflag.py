@@ -63,7 +63,8 @@ class ConfigFlag:
     if not given and self.default is None:
       raise UserError(f"--config is missing; for example --config={self.example}")
     if not given:
-      sys.argv.insert(1, f"--config={self.default}")
+      assert self.default is not None
+      sys.argv.insert(1, f"--config={_in_workdir(self.default)}")
 
   def check(self) -> None:
     """Checks what flags alone cannot: types set in Python, and the config's own `validate`."""
@@ -82,6 +83,17 @@ class ConfigFlag:
     if hasattr(config, "validate"):
       takes_path = bool(inspect.signature(config.validate).parameters)
       config.validate("config") if takes_path else config.validate()
+
+
+def _in_workdir(path: str) -> str:
+  """The path with WORKDIR replaced by what --workdir says."""
+  if not path.startswith("WORKDIR/"):
+    return path
+  for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+    name, equals, value = argument.partition("=")
+    if name in ("--workdir", "-workdir"):
+      return (value if equals else following) + path.removeprefix("WORKDIR")
+  raise UserError("--workdir is missing: directory of the run")
 
 
 class _ConfigParser(flags.ArgumentParser):

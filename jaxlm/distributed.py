@@ -14,10 +14,14 @@ JAXLM_COORDINATOR_BIND (all interfaces) that process 0 listens on.
 """
 
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.errors import UserError
+
+LEAVE_SECONDS = 5.0
 
 _NAMES = ("JAXLM_COORDINATOR", "JAXLM_NUM_PROCESSES", "JAXLM_PROCESS_ID")
 
@@ -47,6 +51,32 @@ def initialize() -> None:
       f"{arguments['initialization_timeout']} s ({first[:200]}): check that all were started, and "
       "that this address can be reached from each; JAXLM_START_SECONDS waits longer"
     ) from None
+
+
+def say(text: str) -> None:
+  """Prints a line on process 0: one speaks for all. Call it after JAX was used."""
+  import jax
+
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def leave(status: int) -> None:
+  """Ends this process after a failure, where others may wait for it in a collective.
+
+  JAX leaves a run only together with all other processes, for minutes if need be; until then no
+  launcher sees that one failed. Those that failed for the same reason get some seconds.
+  """
+  jax = sys.modules.get("jax")
+  if jax is None or not jax.distributed.is_initialized():
+    return
+  together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  together.start()
+  together.join(LEAVE_SECONDS)
+  if together.is_alive():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:

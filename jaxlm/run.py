@@ -1,23 +1,29 @@
 """Training runs: put the parts together, check them against each other, train."""
 
+import contextlib
+import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from jaxlm import configlib, lineage, tree, xla_flags
+from jaxlm import agreement, configlib, lineage, tree, xla_flags
 from jaxlm.checkpoint import Checkpointer, Meta
 from jaxlm.config import RunConfig, model_fingerprint
 from jaxlm.data.config import TokenShardsConfig
 from jaxlm.data.manifest import Manifest
-from jaxlm.data.pipeline import Pipeline, build_pipeline, evaluation_batches
+from jaxlm.data.pipeline import BatchIterator, Pipeline, build_pipeline, evaluation_batches
+from jaxlm.data.task import MaskedConfig
+from jaxlm.devices import describe
 from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score, make_scoring_step, score
 from jaxlm.lineage import Seal
+from jaxlm.mesh import BATCH_AXES
 from jaxlm.metrics import peak_flops
 from jaxlm.models.base import Params
 from jaxlm.program import build_program, compile_step
@@ -28,7 +34,7 @@ from jaxlm.tracking.progress import Progress, short
 from jaxlm.training.loop import Loop
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.preemption import Preemption
-from jaxlm.training.state import TrainState
+from jaxlm.training.state import TrainState, state_shapes
 from jaxlm.training.step import make_eval_step
 from jaxlm.workdir import Workdir
 
@@ -71,6 +77,10 @@ def resolve(config: RunConfig, pipeline: Pipeline) -> RunConfig:
   return config
 
 
+# Called with the number of a batch's first row and the arrays, as they are loaded.
+OnBatch = Callable[[int, dict[str, np.ndarray]], None]
+
+
 def train(
   config: RunConfig,
   workdir: str | Path,
@@ -78,6 +88,7 @@ def train(
   accept_changes: bool = False,
   stop_at: int | None = None,
   devices: Sequence[jax.Device] | None = None,
+  on_batch: OnBatch | None = None,
 ) -> bool:
   """Trains a run to its end, from where it stands.
 
@@ -87,6 +98,7 @@ def train(
     accept_changes: go on although the config differs from the one the run began with.
     stop_at: save and stop after so many updates in all, as if preempted.
     devices: train on these; None: on all.
+    on_batch: sees this host's batches as they are loaded, which is a step ahead.
 
   Returns:
     True if the run is finished, False if it was stopped and can be continued.
@@ -95,20 +107,26 @@ def train(
     UserError: anything that does not fit together; nothing was overwritten then.
   """
   setup_jax()
+  agreement.check(agreement.facts(config, workdir=str(workdir), stop_at=stop_at))
   directory = Workdir(workdir)
-  config.validate()
-  pipeline = build_pipeline(config.data)
-  config = resolve(config, pipeline)
-  config.validate()
-  devices = list(devices or jax.devices())
-  config.validate_devices(len(devices))
-  _check_tokenizers(config, pipeline)
-  with directory.lock():
-    _check_config(config, directory, accept_changes=accept_changes)
-    _check_copy(directory, pipeline)
+  with contextlib.ExitStack() as held:
+    with agreement.together():
+      config.validate()
+      pipeline = build_pipeline(config.data)
+      config = resolve(config, pipeline)
+      config.validate()
+      devices = list(devices or jax.devices())
+      config.validate_devices(len(devices))
+      _check_tokenizers(config, pipeline)
+      if jax.process_index() == 0:  # one process writes for all, and holds the lock for all
+        held.enter_context(directory.lock())
+      _check_config(config, directory, accept_changes=accept_changes)
+      _check_copy(directory, pipeline)
+      data = pipeline.fingerprint()
+    agreement.check({"data": data})
     with make_layout(config.mesh, devices).activate() as layout:
       return _Training(config, directory, pipeline, layout).run(
-        stop_at=stop_at, accept_changes=accept_changes
+        stop_at=stop_at, accept_changes=accept_changes, on_batch=on_batch
       )
 
 
@@ -208,18 +226,23 @@ class _Training:
     where = f"{self.directory.checkpoints}/{latest}"
     parts = ("model", "tokenizer") if accept_changes else ("model", "tokenizer", "data")
     for warning in lineage.check(meta.seal, self.seal(meta.next_row), where, parts):
-      print(f"warning: {warning}", file=sys.stderr)
-    state = self.checkpointer.restore(latest, self.layout.eval_shape(self.program.init, key))
+      if self.is_main:
+        print(f"warning: {warning}", file=sys.stderr)
+    state = self.checkpointer.restore(latest, state_shapes(self.program.init, self.layout))
     return state, meta.step, meta.next_row
 
-  def run(self, *, stop_at: int | None, accept_changes: bool) -> bool:
+  def run(
+    self, *, stop_at: int | None, accept_changes: bool, on_batch: OnBatch | None = None
+  ) -> bool:
     config, directory = self.config, self.directory
     state, start_step, start_row = self.start(accept_changes=accept_changes)
     if self.is_main:
       configlib.save_json(config, directory.config)
+      lineage.write(directory.path, lineage.datasets(lineage.dataset_paths(config.data.sources)))
       self._copy_tokenizer()
     if start_step >= config.num_steps:
-      print(f"{directory.path}: already trained to step {start_step}; nothing to do")
+      if self.is_main:
+        print(f"{directory.path}: already trained to step {start_step}; nothing to do")
       self.checkpointer.close()
       return True
     step = compile_step(config, self.layout)
@@ -229,17 +252,19 @@ class _Training:
     peak = peak_flops(device.device_kind)
     tracker = config.tracking.build(directory.path, start_step + 1) if self.is_main else NoTracker()
     tracker.log_config(configlib.to_dict(config))
+    # One process speaks for all.
+    stream = sys.stderr if self.is_main else io.StringIO()
     print(
       f"{'resuming' if start_step else 'training'} {directory.path}: "
       f"{short(tree.count(state.params))} parameters, {num_devices} × {device.device_kind}, "
       f"{short(batch * seq_len)} tokens a step, steps {start_step}–{config.num_steps}\n"
-      f"{step.describe()}",
-      file=sys.stderr,
+      f"{describe(self.layout.mesh)}, {step.describe()}",
+      file=stream,
       flush=True,
     )
     with (
-      Progress(config.num_steps, start_step, batch * seq_len) as progress,
-      self.pipeline.iterator(batch, start_row, jax.process_index(), jax.process_count()) as batches,
+      Progress(config.num_steps, start_step, batch * seq_len, stream=stream) as progress,
+      self.pipeline.iterator(batch, start_row, *row_shard(self.layout)) as batches,
       Preemption(self.checkpointer.reached_preemption) as preemption,
     ):
       monitor = Monitor(
@@ -263,7 +288,7 @@ class _Training:
       loop = Loop(
         step_fn=step.call,
         layout=self.layout,
-        batches=batches,
+        batches=batches if on_batch is None else _Seen(batches, on_batch, batch, self.layout),
         listener=monitor,
         save=self.save,
         save_every=config.checkpoint.every_steps,
@@ -302,23 +327,75 @@ class _Training:
         return
 
 
+class _Seen:
+  """Batches that someone looks at; see training.loop.Batches."""
+
+  def __init__(self, batches: BatchIterator, on_batch: OnBatch, rows: int, layout: Layout):
+    index, count = row_shard(layout)
+    self._batches, self._on_batch, self._offset = batches, on_batch, index * (rows // count)
+
+  @property
+  def next_row(self) -> int:
+    return self._batches.next_row
+
+  @next_row.setter
+  def next_row(self, value: int) -> None:
+    self._batches.next_row = value
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    first = self._batches.next_row + self._offset
+    arrays = next(self._batches)
+    self._on_batch(first, arrays)
+    return arrays
+
+
+def row_shard(layout: Layout) -> tuple[int, int]:
+  """(index, count): which of `count` equal, contiguous parts of each batch this process loads.
+
+  Processes whose devices differ along other axes only (tensor parallelism over hosts) share one.
+
+  Raises:
+    UserError: its devices do not stand side by side on the batch's axes.
+  """
+  shares = layout.size(*BATCH_AXES)
+  where = layout.sharding(("act_batch",)).addressable_devices_indices_map((shares,))
+  here = sorted({index[0].start or 0 for index in where.values() if index})
+  if here != list(range(here[0], here[0] + len(here))) or shares % len(here) or here[0] % len(here):
+    raise UserError(
+      f"config.mesh: process {jax.process_index()} holds the parts {here} of {shares} of a batch,"
+      " which do not stand side by side: choose data × fsdp × expert as a multiple of a process's"
+      " devices, or a divisor"
+    )
+  return here[0] // len(here), shares // len(here)
+
+
 def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
   """The score on the split eval.split of the dataset at `path`. scorer: make_scoring_step's."""
   source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
     config.data.seq_len
   )
   batch = config.eval.batch_size or config.global_batch_size
-  shards = math.prod(layout.mesh.shape[axis] for axis in ("data", "fsdp"))
+  shards = layout.size(*BATCH_AXES)
+  shard_index, shard_count = row_shard(layout)
   batches = evaluation_batches(
     source,
     -(-batch // shards) * shards,
     max_rows=config.eval.max_rows,
-    shard_index=jax.process_index(),
-    shard_count=jax.process_count(),
+    shard_index=shard_index,
+    shard_count=shard_count,
     attend_across_documents=config.data.attend_across_documents,
+    task=config.data.task,
+    seed=config.data.seed,
   )
   use_segments = not config.data.attend_across_documents
-  return score(scorer, params, batches, layout, use_segments=use_segments)
+  return score(
+    scorer,
+    params,
+    batches,
+    layout,
+    use_segments=use_segments,
+    count_bytes=not isinstance(config.data.task, MaskedConfig),
+  )
 
 
 def _describe(values: Score) -> str:

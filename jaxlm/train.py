@@ -31,9 +31,9 @@ def main() -> int:
     CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value, stop_at=STOP_AT.value
   )
   if not finished:
-    print(f"stopped and saved; run the same command again to go on ({WORKDIR.value})")
+    distributed.say(f"stopped and saved; run the same command again to go on ({WORKDIR.value})")
     return cli.PREEMPTED
-  print(f"done; next: {cli.module_command('evaluate')} --workdir={WORKDIR.value}")
+  distributed.say(f"done; next: {cli.module_command('evaluate')} --workdir={WORKDIR.value}")
   return cli.OK
 
 

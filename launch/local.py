@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -109,11 +109,18 @@ def free_port() -> int:
 
 
 class Group:
-  """The processes of one start."""
+  """The processes of one start. output: what they print goes there; None: where this one prints."""
 
-  def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]]):
+  def __init__(
+    self,
+    command: Sequence[str],
+    environments: Sequence[dict[str, str]],
+    output: IO[bytes] | None = None,
+  ):
     self._threads: list[threading.Thread] = []
     self._lock = threading.Lock()
+    self._ended: list[int] = []  # in the order in which they did
+    self._errors: IO[bytes] = sys.stderr.buffer if output is None else output
     self.processes: list[subprocess.Popen[bytes]] = []
     for index, environment in enumerate(environments):
       process = subprocess.Popen(
@@ -127,13 +134,20 @@ class Group:
       self.processes.append(process)
       for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
         assert source is not None
+        out = target.buffer if output is None else output
         thread = threading.Thread(
-          target=self._copy, args=(source, target.buffer, f"[{index}] ".encode()), daemon=True
+          target=self._copy, args=(source, out, f"[{index}] ".encode()), daemon=True
         )
         thread.start()
         self._threads.append(thread)
+      threading.Thread(target=self._watch, args=(index,), daemon=True).start()
 
-  def _copy(self, source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
+  def _watch(self, index: int) -> None:
+    # Others end within milliseconds of the first: looking now and then would mix them up.
+    self.processes[index].wait()
+    self._ended.append(index)
+
+  def _copy(self, source: Iterable[bytes], target: IO[bytes], prefix: bytes) -> None:
     for line in source:
       with self._lock:
         target.write(prefix + line.rstrip(b"\n") + b"\n")
@@ -150,14 +164,16 @@ class Group:
     """Until all have ended, which one that fails brings about. Returns the status of the first."""
     status, deadline = 0, float("inf")
     while True:
-      states = [process.poll() for process in self.processes]
-      failed = {i: 128 - state if state < 0 else state for i, state in enumerate(states) if state}
+      ended = {i: self.processes[i].returncode for i in self._ended.copy()}
+      states = [ended.get(i) for i in range(len(self.processes))]
+      failed = {i: 128 - state if state < 0 else state for i, state in ended.items() if state}
       # A process that was pre-empted has saved; so have the others, which end by themselves.
       bad = {i: state for i, state in failed.items() if state != PREEMPTED}
       if bad and status in (0, PREEMPTED):
         index, status = next(iter(bad.items()))
         if None in states:
-          print(f"launch: process {index} ended with status {status}: ending all", file=sys.stderr)
+          line = f"process {index} ended with status {status}: ending all"
+          self._copy([line.encode()], self._errors, b"launch: ")
           self.signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
       elif failed and not status:

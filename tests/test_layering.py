@@ -22,14 +22,16 @@ from jaxlm import cli
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-  {"errors", "batch", "tree", "mesh", "configlib", "xla_flags", "hugepages", "distributed"},
+  {"errors", "batch", "tree", "mesh", "configlib"}
+  | {"xla_flags", "hugepages", "distributed", "devices"},
   {"sharding"},
   {"layers", "kernels", "quant"},
   {"models", "optim", "objectives", "data", "tokenizers"},
-  {"workdir", "checkpoint", "lineage", "metrics", "tracking", "inference", "interop"},
+  {"workdir", "checkpoint", "lineage", "metrics", "tracking", "inference", "interop", "agreement"},
   {"training", "evals"},
   {"config", "plan"},
-  {"program", "run", "trained", "report", "sizing"},  # what mains share: the parts put together
+  # what mains share: the parts put together
+  {"program", "run", "trained", "report", "sizing", "resumption", "resume_proof", "rehearsal"},
   {"cli", "configflag"},
 )
 MAINS = len(LAYERS) - 1
@@ -37,6 +39,8 @@ SAME_LAYER = {
   ("configlib", "errors"),
   ("mesh", "errors"),
   ("distributed", "errors"),
+  ("devices", "errors"),
+  ("devices", "mesh"),
   ("batch", "errors"),
   ("hugepages", "xla_flags"),
   ("tree", "errors"),
@@ -45,8 +49,14 @@ SAME_LAYER = {
   ("kernels", "quant"),
   ("data", "tokenizers"),  # data/prep trains a tokenizer and tokenises with it
   ("checkpoint", "lineage"),
+  ("agreement", "lineage"),
   ("plan", "config"),
   ("report", "trained"),
+  ("resume_proof", "resumption"),
+  ("resume_proof", "run"),
+  ("rehearsal", "resumption"),
+  ("rehearsal", "run"),
+  ("rehearsal", "program"),
   ("run", "program"),
   ("trained", "program"),
   ("trained", "run"),

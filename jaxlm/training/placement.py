@@ -24,7 +24,8 @@ def for_optimizer(tree: Any, axes: Any) -> Any:
   rules = dict(layout.rules) | {"embed": RULES["embed"]}
 
   def put(x: jax.Array, names: Axes) -> jax.Array:
-    return jax.sharding.reshard(x, jax.P(*(rules[name] for name in names)))
+    where = jax.P(*(None if name is None else rules[name] for name in names))
+    return jax.sharding.reshard(x, where)
 
   return jax.tree.map(put, tree, axes)
 
@@ -60,7 +61,7 @@ def on_host(shapes: Any) -> Any:
   def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if not x.shape:
       return x
-    where = x.sharding.with_memory_kind(HOST)  # type: ignore[union-attr]
+    where = x.sharding.with_memory_kind(HOST)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   return jax.tree.map(place, shapes)

@@ -68,7 +68,7 @@ def test_time_limit_queues_the_run_again_and_it_ends_with_the_same_losses(
   text = log.read_text(encoding="utf-8")
   assert state["JobState"] == "COMPLETED", text
   assert int(state["Restarts"]) >= 1
-  assert "launch: status 75" in text and "1: stopped and saved" in text
+  assert "launch: status 75" in text and "0: stopped and saved" in text
   assert f"resuming {workdir}: " in text and "4 × cpu" in text
   found = losses(workdir)
   assert list(found) == list(range(1, STEPS + 1))

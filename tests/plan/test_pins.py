@@ -12,7 +12,7 @@ import pytest
 from jaxlm.config import RunConfig
 from jaxlm.data.config import DataConfig
 from jaxlm.layers.config import Remat
-from jaxlm.mesh import MeshConfig
+from jaxlm.mesh import Context, MeshConfig
 from jaxlm.models.config import DecoderConfig
 from jaxlm.plan import promises, topology
 from jaxlm.program import build_program
@@ -106,3 +106,26 @@ def test_rematerialised_layers_gather_their_weights_again():
   once = 2 * 2
   assert runs[D, F] == 2 * once and runs[F, D] == once
   assert runs[D, H, K] == 3 * once and runs[H, K, D] == once
+
+
+@pytest.mark.parametrize(
+  ("context", "gathers", "permutes"),
+  # Two layers. RING: forward, a block of keys, one of values and one of segments go round 3 times;
+  # backward again, with their gradients.
+  [(Context.GATHER, 4, 0), (Context.RING, 0, 12)],
+)
+def test_keys_and_values_come_once_a_layer(context, gathers, permutes):
+  """Broken by attention that is given keys and values gathered already, or gathers them again."""
+  found, _ = compile_step(make_config(sequence=4, fsdp=2, context=context))
+  rows, width = 16 // 2, H * K
+
+  def count(kind):
+    """How often an array of keys or values, whole or a device's part, is sent so."""
+    sizes = (rows * T * width, rows * T * width // 4)
+    arrays = [
+      (a, c.runs) for c in found if c.kind == kind and "sequence" in c.axes for a in c.arrays
+    ]
+    return sum(runs for array, runs in arrays if array.size in sizes)
+
+  assert count("all-gather") == gathers
+  assert count("collective-permute") >= permutes
