@@ -17,6 +17,8 @@ class Batch:
     segment_ids: int32 (B, T), which document of its row each input belongs to, from 1; 0 is
       padding. Attention never crosses them. None: every row is one document.
     positions: int32 (B, T), the place of each input in its document, from 0.
+    prefix: int32 (B, T), 1 where an input is seen by all of its document (prefix-LM); None:
+      attention is the model's own.
   """
 
   inputs: jax.Array
@@ -24,3 +26,4 @@ class Batch:
   loss_weights: jax.Array
   segment_ids: jax.Array | None
   positions: jax.Array
+  prefix: jax.Array | None = None

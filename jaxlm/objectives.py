@@ -40,6 +40,7 @@ class NextToken:
       arXiv:2204.02311, uses 1e-4).
     label_smoothing: the share of each target spread evenly over the vocabulary
       (arXiv:1512.00567).
+    softcap: of the logits (Gemma 2, arXiv:2408.00118); None: no.
     load_balance, router_z_loss: weights of a router's losses, for models with experts.
     chunks: the logits are made in so many parts, one after another, along T (which it must
       divide): a fraction of their memory, for sums that are rounded in another order.
@@ -48,6 +49,7 @@ class NextToken:
   vocab_size: int
   z_loss: float = 0.0
   label_smoothing: float = 0.0
+  softcap: float | None = None
   load_balance: float = 0.0
   router_z_loss: float = 0.0
   chunks: int = 1
@@ -77,7 +79,7 @@ class NextToken:
   def _sums(
     self, x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, w_BT: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    scores = token_scores(x_BTD, table_VD, targets_BT, self.vocab_size)
+    scores = token_scores(x_BTD, table_VD, targets_BT, self.vocab_size, self.softcap)
     nll_BT = total_BT = scores.log_z - scores.target
     if self.label_smoothing:
       total_BT += self.label_smoothing * (scores.target - scores.mean)

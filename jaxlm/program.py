@@ -19,13 +19,16 @@ import optax
 from jaxlm import configlib, tree
 from jaxlm.batch import Batch
 from jaxlm.config import RunConfig
+from jaxlm.data.task import MaskedConfig, PrefixConfig
 from jaxlm.errors import UserError
 from jaxlm.kernels import attention
 from jaxlm.layers.config import AttentionImpl, Remat
 from jaxlm.models.base import ModelDef
+from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.objectives import NextToken
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
+from jaxlm.optim.mup import lr_factors
 from jaxlm.sharding import Layout
 from jaxlm.training.placement import check_offload
 from jaxlm.training.state import make_init, state_shapes
@@ -149,6 +152,7 @@ def _compile(config: RunConfig, layout: Layout) -> CompiledStep:
     loss_weights=array(jnp.float32),
     segment_ids=None if config.data.attend_across_documents else ids,
     positions=ids,
+    prefix=ids if isinstance(config.data.task, PrefixConfig) else None,
   )
   with attention.chosen() as kernels:
     lowered = program.step.lower(state, batch)
@@ -216,12 +220,27 @@ class _RematCache:
 
 
 def make_loss_fn(config: RunConfig) -> LossFn:
-  """The config's objective."""
+  """The config's objective: cross-entropy of the targets that config.data.task asks for.
 
+  Raises:
+    UserError: the model can not do the task, or would find its targets in its inputs.
+  """
+  task = type(config.data.task).__name__
+  is_encoder, is_masked = isinstance(config.model, EncoderConfig), task == MaskedConfig.__name__
+  if is_encoder != is_masked:
+    what = (
+      "sees all of a row: set config.data.task=MaskedConfig()"
+      if is_encoder
+      else (
+        "sees only what is before a token: set config.data.task to none, or take an EncoderConfig"
+      )
+    )
+    raise UserError(f"config.model: {type(config.model).__name__} {what}")
   return NextToken(
     vocab_size=config.model.vocab_size,
     z_loss=config.objective.z_loss,
     label_smoothing=config.objective.label_smoothing,
+    softcap=getattr(config.model, "logits_softcap", None),
     load_balance=config.objective.load_balance,
     router_z_loss=config.objective.router_z_loss,
     chunks=config.objective.loss_chunks,
@@ -229,11 +248,16 @@ def make_loss_fn(config: RunConfig) -> LossFn:
 
 
 def make_optimizer(config: RunConfig, model: ModelDef) -> optax.GradientTransformation:
-  """The config's optimizer, told which parameters decay and which are matrices."""
+  """The config's optimizer, told which parameters decay, which are matrices, and µP's factors."""
+  factors = None
+  if getattr(config.model, "mup", None) is not None:
+    ratios: Any = config.model
+    factors = lr_factors(model.logical_axes(), dataclasses.asdict(ratios.mup_ratios))
   return config.optim.build(
     OptimizerContext(
       num_steps=config.num_steps,
       decay_mask=tree.decay_mask,
       muon_dims=muon_dims(model.logical_axes()),
+      lr_factors=factors,
     )
   )

@@ -126,3 +126,23 @@ def test_low_precision_logits_are_widened():
   assert sums.total.dtype == jnp.float32
   expected = reference(logits.astype(jnp.float32), batch, 0.0, 0.0)
   np.testing.assert_allclose((sums.total, sums.nll, sums.weight), expected, rtol=1e-5)
+
+
+def test_capped_logits():
+  """Sums and gradient are those of the loss of cap tanh(logits / cap), by finite differences."""
+  cap, batch, logits = 1.5, make_batch(), np.asarray(make_logits(), np.float64)
+
+  def capped(logits):
+    return reference(cap * np.tanh(logits / cap), batch, 0.1, 0.2)
+
+  loss = NextToken(vocab_size=V, z_loss=0.1, label_smoothing=0.2, softcap=cap)
+  sums = loss(make_logits(), TABLE, batch)
+  np.testing.assert_allclose((sums.total, sums.nll, sums.weight), capped(logits), rtol=1e-5)
+  grads = jax.grad(lambda logits: loss(logits, TABLE, batch).total)(make_logits())
+  for t, v in [(0, 0), (2, 5), (5, 10)]:
+    ends = []
+    for step in (1e-4, -1e-4):
+      moved = logits.copy()
+      moved[:, t, v] += step
+      ends.append(capped(moved)[0])
+    np.testing.assert_allclose(grads[:, t, v].sum(), (ends[0] - ends[1]) / 2e-4, rtol=1e-4)

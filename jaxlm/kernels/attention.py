@@ -56,9 +56,13 @@ def attention(
   segment_ids_BT: jax.Array | None = None,
   positions_BT: jax.Array | None = None,
   alibi_slopes: np.ndarray | None = None,
+  causal: bool = True,
+  prefix_BT: jax.Array | None = None,
+  reach: jax.Array | int | None = None,
+  softcap: float | None = None,
   impl: AttentionImpl = AttentionImpl.AUTO,
 ) -> jax.Array:
-  """Causal scaled dot-product attention (Vaswani et al. 2017), softmax in float32.
+  """Scaled dot-product attention (Vaswani et al. 2017), softmax in float32.
 
   On a mesh with a `sequence` axis, and without a cache, tokens are spread over that axis: see
   kernels/context_parallel.py for the order that they must be in.
@@ -71,6 +75,12 @@ def attention(
       them.
     positions_BT: int32, places in the document; needed for ALiBi.
     alibi_slopes: float32 (H,), or None.
+    causal: False: every query sees all keys of its document, as in an encoder.
+    prefix_BT: bool, the tokens that their whole document sees, whatever comes first (prefix-LM,
+      Raffel et al. 2020, arXiv:1910.10683).
+    reach: of local layers, how many tokens to either side (causal: before it) a query sees at most
+      (arXiv:2004.05150); may be a traced scalar, so that scanned layers differ in it.
+    softcap: scores become softcap · tanh(score / softcap) (Gemma 2, arXiv:2408.00118); None: no.
     impl: see AttentionImpl.
 
   Returns:
@@ -84,7 +94,18 @@ def attention(
     context = None
   else:
     context = layout.context
-  plain = slots_BT is None and alibi_slopes is None
+  if isinstance(reach, int) and reach + 1 >= k_BSNK.shape[1]:
+    reach = None
+  if context is not None and (reach is not None or softcap is not None):
+    raise UserError("config.mesh.sequence: must be 1 for attention with a window or a soft cap")
+  # The kernels know the causal mask and no other.
+  plain = slots_BT is None and alibi_slopes is None and causal and prefix_BT is None
+  plain = plain and reach is None and softcap is None
+  if context is not None and not (causal and prefix_BT is None):
+    raise UserError(
+      f"config.mesh.sequence={layout.size('sequence')}: spreads causal attention alone: use "  # type: ignore[union-attr]
+      "config.mesh.data, fsdp or model for an encoder or prefix-LM"
+    )
   able = _able(q_BTHK, k_BSNK, packed=segment_ids_BT is not None) if plain else []
   if context is not None:
     able = [kernel for kernel in able if kernel in _SPREAD[context]]
@@ -106,7 +127,19 @@ def attention(
   if slots_BT is None:
     gathered = ("act_batch", "act_kv_seq", "act_kv_heads", None)
     k_BSNK, v_BSNK = constrain(k_BSNK, *gathered), constrain(v_BSNK, *gathered)
-  return _reference(q_BTHK, k_BSNK, v_BSNK, slots_BT, segment_ids_BT, positions_BT, alibi_slopes)
+  return _reference(
+    q_BTHK,
+    k_BSNK,
+    v_BSNK,
+    slots_BT,
+    segment_ids_BT,
+    positions_BT,
+    alibi_slopes,
+    causal=causal,
+    prefix_BT=prefix_BT,
+    reach=reach,
+    softcap=softcap,
+  )
 
 
 # The kernels that can work on what each kind of context parallelism leaves a device: whole rows of
@@ -119,14 +152,16 @@ _SPREAD: dict[Context, tuple[AttentionImpl, ...]] = {
 
 _NEEDS = {
   AttentionImpl.CUDNN: (
-    "needs an NVIDIA GPU, bfloat16, no ALiBi and one document a row "
+    "needs an NVIDIA GPU, bfloat16, no ALiBi, window or soft cap, and one document a row "
     "(config.data.attend_across_documents=true)"
   ),
   AttentionImpl.MOSAIC: (
-    "needs a Hopper or Blackwell GPU, bfloat16, no ALiBi and tokamax (pip install 'jaxlm[cuda]', "
-    "Python 3.12 or newer)"
+    "needs a Hopper or Blackwell GPU, bfloat16, no ALiBi, window or soft cap, and tokamax "
+    "(pip install 'jaxlm[cuda]', Python 3.12 or newer)"
   ),
-  AttentionImpl.SPLASH: "needs a TPU, no ALiBi and config.data.seq_len a multiple of 128",
+  AttentionImpl.SPLASH: (
+    "needs a TPU, no ALiBi, window or soft cap, and config.data.seq_len a multiple of 128"
+  ),
 }
 
 
@@ -241,6 +276,11 @@ def _reference(
   segment_ids_BT: jax.Array | None,
   positions_BT: jax.Array | None,
   alibi_slopes: np.ndarray | None,
+  *,
+  causal: bool = True,
+  prefix_BT: jax.Array | None = None,
+  reach: jax.Array | int | None = None,
+  softcap: float | None = None,
 ) -> jax.Array:
   (B, T, H, K), (S, N) = q_BTHK.shape, k_BSNK.shape[1:3]
   G = H // N
@@ -249,13 +289,21 @@ def _reference(
   scores_axes = ("act_batch", "act_kv_heads", None, "act_seq", "act_kv_seq")
   s_BNGTS = einsum("BTNGK,BSNK->BNGTS", q_BTNGK, k_BSNK, out=scores_axes, dtype=jnp.float32)
   s_BNGTS *= K**-0.5
+  if softcap is not None:
+    s_BNGTS = softcap * jnp.tanh(s_BNGTS / softcap)
 
   keys_1S = jnp.arange(S)[None]
   if slots_BT is None:
     queries_BT = constrain(jnp.arange(T)[None], None, "act_seq")
   else:
     queries_BT = slots_BT
-  seen_BTS = queries_BT[:, :, None] >= keys_1S[:, None, :]
+  distance_BTS = queries_BT[:, :, None] - keys_1S[:, None, :]
+  seen_BTS = distance_BTS >= 0 if causal else jnp.ones_like(distance_BTS, bool)
+  if prefix_BT is not None:
+    prefix_BS = constrain(prefix_BT.astype(bool), "act_batch", "act_kv_seq")
+    seen_BTS = seen_BTS | prefix_BS[:, None, :]
+  if reach is not None:
+    seen_BTS &= jnp.abs(distance_BTS) <= reach
   if segment_ids_BT is not None:
     key_segments_BS = constrain(segment_ids_BT, "act_batch", "act_kv_seq")
     seen_BTS &= segment_ids_BT[:, :, None] == key_segments_BS[:, None, :]

@@ -48,9 +48,13 @@ def _mask(logits_BTV: jax.Array, vocab_size: int) -> jax.Array:
   )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def token_scores(
-  x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int
+  x_BTD: jax.Array,
+  table_VD: jax.Array,
+  targets_BT: jax.Array,
+  vocab_size: int,
+  softcap: float | None = None,
 ) -> TokenScores:
   """The scores of each position's logits.
 
@@ -59,17 +63,28 @@ def token_scores(
     table_VD: the output table in the same dtype, its rows padded beyond vocab_size.
     targets_BT: int32 ids below vocab_size.
     vocab_size: the number of ids that exist.
+    softcap: logits become cap tanh(logit / cap) (Gemma 2, arXiv:2408.00118); None: no.
   """
-  return _scores(_product(x_BTD, table_VD), targets_BT, vocab_size)
+  return _scores(_product(x_BTD, table_VD), targets_BT, vocab_size, softcap)
 
 
 def _ids(size: int) -> jax.Array:
   return constrain(jnp.arange(size)[None, None], None, None, "act_vocab")
 
 
-def _scores(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int) -> TokenScores:
-  # The mask is part of the sums, so that only the bare product is kept for the backward pass.
-  wide_BTV = _mask(logits_BTV.astype(jnp.float32), vocab_size)
+def _wide(logits_BTV: jax.Array, vocab_size: int, softcap: float | None) -> jax.Array:
+  """The logits as they count, float32."""
+  wide_BTV = logits_BTV.astype(jnp.float32)
+  if softcap is not None:
+    wide_BTV = softcap * jnp.tanh(wide_BTV / softcap)
+  return _mask(wide_BTV, vocab_size)
+
+
+def _scores(
+  logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, softcap: float | None
+) -> TokenScores:
+  # Mask and cap are part of the sums, so that only the bare product is kept for the backward pass.
+  wide_BTV = _wide(logits_BTV, vocab_size, softcap)
   ids_11V = _ids(logits_BTV.shape[-1])
   # A comparison rather than an index: with the vocabulary sharded it stays local, and is never
   # written to memory.
@@ -82,23 +97,29 @@ def _scores(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int) -> To
 
 
 def _forward(
-  x_BTD: jax.Array, table_VD: jax.Array, targets_BT: jax.Array, vocab_size: int
+  x_BTD: jax.Array,
+  table_VD: jax.Array,
+  targets_BT: jax.Array,
+  vocab_size: int,
+  softcap: float | None,
 ) -> tuple[TokenScores, tuple[jax.Array, ...]]:
   logits_BTV = _product(x_BTD, table_VD)
-  scores = _scores(logits_BTV, targets_BT, vocab_size)
+  scores = _scores(logits_BTV, targets_BT, vocab_size, softcap)
   return scores, (x_BTD, table_VD, targets_BT, logits_BTV, scores.log_z)
 
 
 def _backward(
-  vocab_size: int, kept: tuple[jax.Array, ...], g: TokenScores
+  vocab_size: int, softcap: float | None, kept: tuple[jax.Array, ...], g: TokenScores
 ) -> tuple[jax.Array, jax.Array, None]:
   x_BTD, table_VD, targets_BT, logits_BTV, log_z_BT = kept
   ids_11V = _ids(logits_BTV.shape[-1])
-  wide_BTV = _mask(logits_BTV.astype(jnp.float32), vocab_size)
+  wide_BTV = _wide(logits_BTV, vocab_size, softcap)
   p_BTV = jnp.exp(wide_BTV - log_z_BT[..., None])
   d_BTV = g.log_z[..., None] * p_BTV
   d_BTV += jnp.where(ids_11V == targets_BT[..., None], g.target[..., None], 0)
   d_BTV += jnp.where(ids_11V < vocab_size, g.mean[..., None] / vocab_size, 0)
+  if softcap is not None:
+    d_BTV *= 1 - jnp.square(jnp.tanh(logits_BTV.astype(jnp.float32) / softcap))
   # In the compute dtype: a float32 factor would make both products several times slower.
   d_BTV = d_BTV.astype(x_BTD.dtype)
   d_BTD = einsum("BTV,VD->BTD", d_BTV, table_VD, out=("act_batch", "act_seq", "act_embed"))

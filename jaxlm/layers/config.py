@@ -1,5 +1,6 @@
 """The choices that layers offer (plain data: imports no jax until a dtype is resolved)."""
 
+import dataclasses
 import enum
 from typing import Any
 
@@ -9,6 +10,14 @@ class Norm(enum.Enum):
 
   RMS = "rms"
   LAYER = "layer"
+
+
+class NormPlacement(enum.Enum):
+  """PRE: x + f(norm(x)). POST: x + norm(f(x)), as in OLMo 2. BOTH: as in Gemma 2."""
+
+  PRE = "pre"
+  POST = "post"
+  BOTH = "both"
 
 
 class Positions(enum.Enum):
@@ -24,16 +33,92 @@ class Positions(enum.Enum):
   NONE = "none"
 
 
+class RopeKind(enum.Enum):
+  """How RoPE's frequencies are changed for longer sequences. f: a frequency.
+
+  LINEAR: f / factor (arXiv:2306.15595). DYNAMIC: a larger base once the longest position of a call
+  passes original_max_seq_len (NTK-aware). YARN: by wavelength, and attention sharpened
+  (arXiv:2309.00071). LLAMA3: by wavelength, smoothed (Llama 3.1). LONGROPE: a divisor for each
+  frequency, short_factors up to original_max_seq_len and long_factors beyond (arXiv:2402.13753).
+  """
+
+  LINEAR = "linear"
+  DYNAMIC = "dynamic"
+  YARN = "yarn"
+  LLAMA3 = "llama3"
+  LONGROPE = "longrope"
+
+
+@dataclasses.dataclass(kw_only=True)
+class RopeScaling:
+  """A RopeKind and its numbers; the names are those of Hugging Face's rope_parameters.
+
+  Attributes:
+    original_max_seq_len: the longest sequence before scaling.
+    low_freq_factor, high_freq_factor: LLAMA3's. beta_fast, beta_slow, truncate: YARN's.
+    attention_factor: multiplies queries' and keys' rotations (YARN, LONGROPE); None: as published,
+      for YARN from factor (and mscale, mscale_all_dim where both are given).
+    short_factors, long_factors: LONGROPE's, a number for each frequency.
+  """
+
+  kind: RopeKind
+  factor: float = 1.0
+  original_max_seq_len: int
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention_factor: float | None = None
+  mscale: float | None = None
+  mscale_all_dim: float | None = None
+  short_factors: tuple[float, ...] = ()
+  long_factors: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Latent:
+  """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434).
+
+  Attributes:
+    kv_rank, query_rank: dims of the latents that keys and values, and queries, are made of; None:
+      queries are made of the residual stream.
+    nope_dim, rope_dim, value_dim: of each head: of queries and keys without and with RoPE, and of
+      values (no more than the two together).
+    interleaved: RoPE's pairs are neighbours, not halves, in the dims as they are made.
+  """
+
+  kv_rank: int
+  query_rank: int | None = None
+  nope_dim: int
+  rope_dim: int
+  value_dim: int
+  interleaved: bool = True
+
+
 class Activation(enum.Enum):
   """The MLP's nonlinearity. SWIGLU, GEGLU: gated (Shazeer 2020, arXiv:2002.05202).
 
   GELU: tanh form, as in GPT-2. RELU2: squared ReLU (So et al. 2021, arXiv:2109.08668).
+  GELU_EXACT, GEGLU_EXACT: with the error function, as in BERT.
   """
 
   SWIGLU = "swiglu"
   GEGLU = "geglu"
   GELU = "gelu"
   RELU2 = "relu2"
+  GELU_EXACT = "gelu_exact"
+  GEGLU_EXACT = "geglu_exact"
+
+
+GATED = (Activation.SWIGLU, Activation.GEGLU, Activation.GEGLU_EXACT)
+
+
+class Router(enum.Enum):
+  """A token's score of each expert: SOFTMAX over all, or each one's SIGMOID (DeepSeek-V3)."""
+
+  SOFTMAX = "softmax"
+  SIGMOID = "sigmoid"
 
 
 class DType(enum.Enum):

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.fp8 import fp8_einsum
-from jaxlm.layers.config import Activation, Matmul
+from jaxlm.layers.config import GATED, Activation, Matmul
 from jaxlm.sharding import (
   Initializer,
   constant,
@@ -22,6 +22,7 @@ from jaxlm.sharding import (
 
 # Its tanh is computed again in the backward pass: kept, it is as large as the result.
 _gelu = jax.checkpoint(partial(jax.nn.gelu, approximate=True))
+_gelu_exact = jax.checkpoint(partial(jax.nn.gelu, approximate=False))
 
 
 class Mlp(nnx.Module):
@@ -43,7 +44,7 @@ class Mlp(nnx.Module):
   ):
     D, F = embed_dim, mlp_dim
     self.activation, self.use_bias, self.dtype = activation, use_bias, dtype
-    self.gated = activation in (Activation.SWIGLU, Activation.GEGLU)
+    self.gated = activation in GATED
 
     self.einsum = fp8_einsum if matmul is Matmul.FP8 else einsum
 
@@ -72,8 +73,12 @@ class Mlp(nnx.Module):
         h_BTF = jax.nn.silu(gate_BTF) * u_BTF
       case Activation.GEGLU:
         h_BTF = _gelu(gate_BTF) * u_BTF
+      case Activation.GEGLU_EXACT:
+        h_BTF = _gelu_exact(gate_BTF) * u_BTF
       case Activation.GELU:
         h_BTF = _gelu(u_BTF)
+      case Activation.GELU_EXACT:
+        h_BTF = _gelu_exact(u_BTF)
       case Activation.RELU2:
         h_BTF = jnp.square(jax.nn.relu(u_BTF))
     down = gather(self.down[...], self.dtype)

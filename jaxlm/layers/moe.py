@@ -19,8 +19,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.grouped_matmul import Backends, grouped_matmul
-from jaxlm.layers.config import Activation
-from jaxlm.sharding import Initializer, active, constrain, gather, param
+from jaxlm.layers.config import GATED, Activation, Router
+from jaxlm.sharding import Initializer, active, constant, constrain, gather, param
 
 X_AXES = ("act_batch", "act_seq", "act_embed")
 
@@ -67,6 +67,13 @@ class MoeMlp(nnx.Module):
   biases; the router computes in float32.
 
   Attributes:
+    router_kind: what the router's logits become. normalize_gates: False: the weights of a token's
+      experts are their scores as they are. router_scale: multiplies the weights.
+    router_bias: a vector is added to the scores where experts are chosen, and not where they are
+      weighted (arXiv:2408.15664). It has no gradient.
+    groups, groups_per_token: the experts of a token are of its best groups alone, a group being as
+      good as its two best experts together with SIGMOID (DeepSeek-V3, arXiv:2412.19437), as its
+      best one with SOFTMAX (DeepSeek-V2, arXiv:2405.04434).
     capacity_factor: None: no choice is ever dropped, and experts are grouped matmuls over groups of
       any size. A number: each device's experts take at most capacity_factor · N · K / E tokens
       each, earlier tokens first, in one dense batched matmul; what finds no place adds nothing.
@@ -85,6 +92,12 @@ class MoeMlp(nnx.Module):
     num_experts: int,
     experts_per_token: int,
     activation: Activation,
+    router_kind: Router = Router.SOFTMAX,
+    normalize_gates: bool = True,
+    router_scale: float = 1.0,
+    router_bias: bool = False,
+    groups: int = 1,
+    groups_per_token: int = 1,
     capacity_factor: float | None = None,
     ladder: tuple[float, ...] | None = None,
     backends: Backends | None = None,
@@ -94,25 +107,35 @@ class MoeMlp(nnx.Module):
     param_dtype: Any,
     rngs: nnx.Rngs,
   ):
-    if activation not in (Activation.SWIGLU, Activation.GEGLU):
+    if activation not in GATED:
       raise ValueError(f"{activation=}: experts are gated, SWIGLU or GEGLU")
     if not 1 <= experts_per_token <= num_experts:
       raise ValueError(f"{experts_per_token=}: must be between 1 and {num_experts=}")
     D, E, F = embed_dim, num_experts, mlp_dim
     self.activation, self.experts_per_token, self.dtype = activation, experts_per_token, dtype
+    self.router_kind, self.normalize_gates = router_kind, normalize_gates
+    self.router_scale, self.has_router_bias = router_scale, router_bias
+    self.groups, self.groups_per_token = groups, groups_per_token
     self.capacity_factor, self.ladder, self.backends = capacity_factor, ladder, backends
 
     def make(how: Initializer, shape: tuple[int, ...], *axes: str) -> nnx.Param:
       return param(how, rngs.params(), shape, axes, param_dtype)
 
     self.router = make(init, (D, E), "embed", "router")
+    if router_bias:
+      self.router_bias = make(constant(0.0), (E,), "router")
     self.gate = make(init, (E, D, F), "experts", "embed", "mlp")
     self.up = make(init, (E, D, F), "experts", "embed", "mlp")
     self.down = make(init_out, (E, F, D), "experts", "mlp", "embed")
 
   def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, MoeAux]:
+    router_DE = gather(self.router[...], jnp.float32)
+    if self.has_router_bias:
+      # A last row of the router's matrix on its way to the devices.
+      bias_1E = self.router_bias[...].astype(jnp.float32)[None]
+      router_DE = jnp.concatenate([router_DE, jax.lax.stop_gradient(bias_1E)])
     weights = (
-      gather(self.router[...], jnp.float32),
+      router_DE,
       gather(self.gate[...], self.dtype),
       gather(self.up[...], self.dtype),
       gather(self.down[...], self.dtype),
@@ -152,15 +175,11 @@ class MoeMlp(nnx.Module):
     (E, D), K = gate_EDF.shape[:2], self.experts_per_token
     x_ND = x_BTD.reshape(-1, D)
 
+    bias_1E = router_DE[D:] if self.has_router_bias else None
     logits_NE = jnp.einsum(
-      "ND,DE->NE", x_ND.astype(jnp.float32), router_DE, precision=lax.Precision.HIGHEST
+      "ND,DE->NE", x_ND.astype(jnp.float32), router_DE[:D], precision=lax.Precision.HIGHEST
     )
-    probs_NE = jax.nn.softmax(logits_NE, axis=-1)
-    top_NK, experts_NK = lax.top_k(logits_NE, K)
-    if K > 1:
-      gates_NK = jax.nn.softmax(top_NK, axis=-1)
-    else:
-      gates_NK = jnp.take_along_axis(probs_NE, experts_NK, axis=-1)
+    probs_NE, gates_NK, experts_NK = self._route(logits_NE, bias_1E)
 
     choices_A = _counts(experts_NK, router_DE.shape[1])
     x_ND = x_ND.astype(self.dtype)
@@ -202,6 +221,44 @@ class MoeMlp(nnx.Module):
       dropped_1=(jnp.sum(sizes_E, dtype=jnp.float32) - kept)[None],
     )
     return y_ND.reshape(x_BTD.shape), sums
+
+  def _route(
+    self, logits_NE: jax.Array, bias_1E: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(N, E) shares of the scores, (N, K) weights of each token's experts, and those experts."""
+    K = self.experts_per_token
+    softmax = self.router_kind is Router.SOFTMAX
+    scores_NE = jax.nn.softmax(logits_NE, axis=-1) if softmax else jax.nn.sigmoid(logits_NE)
+    probs_NE = scores_NE if softmax else scores_NE / jnp.sum(scores_NE, axis=-1, keepdims=True)
+    if bias_1E is None and self.groups == 1:
+      top_NK, experts_NK = lax.top_k(logits_NE, K)
+    else:
+      biased_NE = scores_NE if bias_1E is None else scores_NE + bias_1E
+      experts_NK = lax.top_k(self._of_best_groups(biased_NE), K)[1]
+      top_NK = jnp.take_along_axis(logits_NE, experts_NK, axis=-1)
+    if softmax and self.normalize_gates and K > 1:
+      gates_NK = jax.nn.softmax(top_NK, axis=-1)
+    else:
+      gates_NK = jnp.take_along_axis(scores_NE, experts_NK, axis=-1)
+      if self.normalize_gates and K > 1:
+        gates_NK /= jnp.sum(gates_NK, axis=-1, keepdims=True) + 1e-20
+    return (
+      probs_NE,
+      gates_NK if self.router_scale == 1 else gates_NK * self.router_scale,
+      experts_NK,
+    )
+
+  def _of_best_groups(self, scores_NE: jax.Array) -> jax.Array:
+    """The scores, minus infinity for experts of groups that are not among a token's best."""
+    if self.groups == 1:
+      return scores_NE
+    (N, E), groups = scores_NE.shape, self.groups
+    scores_NGe = scores_NE.reshape(N, groups, E // groups)
+    counted = 1 if self.router_kind is Router.SOFTMAX else min(2, E // groups)
+    best_NG = jnp.sum(lax.top_k(scores_NGe, counted)[0], axis=-1)
+    chosen_Ng = lax.top_k(best_NG, self.groups_per_token)[1]
+    is_best_NG = jnp.any(chosen_Ng[:, :, None] == jnp.arange(groups)[None, None], axis=1)
+    return jnp.where(is_best_NG[:, :, None], scores_NGe, -jnp.inf).reshape(N, E)
 
   def _ladder(self) -> tuple[float, ...]:
     if self.ladder is not None:
@@ -284,7 +341,8 @@ class MoeMlp(nnx.Module):
       case Activation.SWIGLU:
         act_RF = jax.nn.silu(gate_RF) * up_RF
       case _:
-        act_RF = jax.nn.gelu(gate_RF, approximate=True) * up_RF
+        exact = self.activation is Activation.GEGLU_EXACT
+        act_RF = jax.nn.gelu(gate_RF, approximate=not exact) * up_RF
     # A token's weight of its expert commutes with the last product. Applied before it, its gradient
     # needs no second look at the product's result, which then need not be kept.
     act_RF = (act_RF.astype(jnp.float32) * gates_R1).astype(self.dtype)

@@ -11,28 +11,53 @@ from jaxlm.sharding import constant, param
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * scale over the last dim (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+  """x / rms(x) * (offset + scale) over the last dim (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-  def __init__(self, dim: int, *, eps: float, dtype: Any, rngs: nnx.Rngs):
-    self.eps = eps
-    self.scale = param(constant(1.0), rngs.params(), (dim,), ("norm",), dtype)
+  offset 1: scales are kept as what they differ from 1, as in Gemma.
+  """
+
+  def __init__(self, dim: int, *, eps: float, dtype: Any, rngs: nnx.Rngs, offset: float = 0.0):
+    self.eps, self.offset = eps, offset
+    self.scale = param(constant(1.0 - offset), rngs.params(), (dim,), ("norm",), dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-    return (wide * inverse * _last(self.scale[...], x.ndim)).astype(x.dtype)
+    scale = _last(self.scale[...], x.ndim)
+    if self.offset:
+      scale += self.offset
+    return (wide * inverse * scale).astype(x.dtype)
+
+
+class HeadsNorm(nnx.Module):
+  """RMS norm over all heads of a token together, (B, T, H, K), as in OLMo 2 (arXiv:2501.00656).
+
+  heads: the logical name of the dim H.
+  """
+
+  def __init__(self, shape: tuple[int, int], heads: str, *, eps: float, dtype: Any, rngs: nnx.Rngs):
+    self.eps = eps
+    self.scale = param(constant(1.0), rngs.params(), shape, (heads, "head_dim"), dtype)
+
+  def __call__(self, x_BTHK: jax.Array) -> jax.Array:
+    wide = x_BTHK.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(wide), axis=(-2, -1), keepdims=True)
+    scale = self.scale[...].astype(jnp.float32)[None, None]
+    return (wide * jax.lax.rsqrt(mean + self.eps) * scale).astype(x_BTHK.dtype)
 
 
 class LayerNorm(nnx.Module):
   """(x - mean(x)) / std(x) * scale + bias over the last dim (Ba et al. 2016, arXiv:1607.06450)."""
 
-  def __init__(self, dim: int, *, eps: float, dtype: Any, rngs: nnx.Rngs):
-    self.eps = eps
+  def __init__(self, dim: int, *, eps: float, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True):
+    self.eps, self.use_bias = eps, use_bias
     self.scale = param(constant(1.0), rngs.params(), (dim,), ("norm",), dtype)
-    self.bias = param(constant(0.0), rngs.params(), (dim,), ("norm",), dtype)
+    if use_bias:
+      self.bias = param(constant(0.0), rngs.params(), (dim,), ("norm",), dtype)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return _layer_norm(x, self.scale[...], self.bias[...], self.eps)
+    bias = self.bias[...] if self.use_bias else jnp.zeros_like(self.scale[...])
+    return _layer_norm(x, self.scale[...], bias, self.eps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -1,6 +1,7 @@
 """Position encodings. B batch, T position, H heads, K head_dim."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +9,34 @@ import numpy as np
 
 
 def rope(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-  """Rotary embedding (Su et al. 2021, arXiv:2104.09864), first and second halves paired.
+  """Rotary embedding (Su et al. 2021, arXiv:2104.09864), first and second halves paired."""
+  return rotate(x_BTHK, positions_BT, frequencies(theta, x_BTHK.shape[-1]))
+
+
+def frequencies(theta: float, dim: int) -> np.ndarray:
+  """float32 (dim / 2,), radians a position of each pair of dims."""
+  half = dim // 2
+  return theta ** (-np.arange(half, dtype=np.float32) / half)
+
+
+def rotate(
+  x_BTHK: jax.Array, positions_BT: jax.Array, frequencies_k: Any, factor: float = 1.0
+) -> jax.Array:
+  """The first 2 k dims rotated by position times frequency, times factor; the rest as it is.
 
   Angles are float32: in bfloat16, positions beyond 256 would fall together.
   """
-  half = x_BTHK.shape[-1] // 2
-  frequencies = theta ** (-np.arange(half, dtype=np.float32) / half)
-  angles_BT1k = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+  half = frequencies_k.shape[-1]
+  angles_BT1k = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_k[None, None, None]
   sin, cos = jnp.sin(angles_BT1k), jnp.cos(angles_BT1k)
-  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return rotated.astype(x_BTHK.dtype)
+  if factor != 1:
+    sin, cos = sin * factor, cos * factor
+  wide = x_BTHK.astype(jnp.float32)
+  first, second = wide[..., :half], wide[..., half : 2 * half]
+  parts = [first * cos - second * sin, second * cos + first * sin]
+  if 2 * half < x_BTHK.shape[-1]:
+    parts.append(wide[..., 2 * half :])
+  return jnp.concatenate(parts, axis=-1).astype(x_BTHK.dtype)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

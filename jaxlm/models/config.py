@@ -5,16 +5,23 @@ from typing import TYPE_CHECKING
 
 from jaxlm.errors import UserError
 from jaxlm.layers.config import (
+  GATED,
   Activation,
   AttentionImpl,
   DType,
+  Latent,
   Matmul,
   Norm,
+  NormPlacement,
   Positions,
   Remat,
+  RopeKind,
+  RopeScaling,
+  Router,
   resolve_dtype,
 )
 from jaxlm.mesh import MESH_AXES
+from jaxlm.models.mup import Mup, MupConfig, ratios
 
 if TYPE_CHECKING:
   from jaxlm.models.base import ModelDef
@@ -57,16 +64,37 @@ class DecoderConfig(ModelConfig):
     num_layers, embed_dim, mlp_dim, num_heads, num_kv_heads, head_dim: the shape. num_kv_heads <
       num_heads is grouped-query attention (arXiv:2305.13245). head_dim None: embed_dim/num_heads.
     max_seq_len: the longest sequence; sizes the table of LEARNED positions and bounds the rest.
+    norm_placement: where a block's norms stand. norm_offset: norms multiply by norm_offset + scale
+      (1: Gemma). norm_bias: of norms LAYER. embed_norm: a norm of the embeddings (BLOOM).
+    parallel_residual: x + attention(norm(x)) + mlp(mlp_norm(x)) (GPT-NeoX, arXiv:2204.06745).
+    rotary_fraction: how much of each head RoPE rotates. rope_scaling: see RopeScaling; None: none.
+    sliding_window: a token sees itself and sliding_window - 1 before it (arXiv:2310.06825); None:
+      all. window_pattern: which layers have the window, repeated over the layers; the others see
+      all. local_rope_theta: RoPE's base (unscaled) in layers with the window; None: rope_theta.
+    attention_scale: multiplies scores; None: 1 / sqrt(head_dim).
+    attention_softcap, logits_softcap: x -> cap tanh(x / cap) of scores and logits (Gemma 2,
+      arXiv:2408.00118); None: none.
+    embed_scale: multiplies the embeddings of tokens, in the compute dtype.
     qk_norm: RMS norm of queries and keys per head (Dehghani et al. 2023, arXiv:2302.05442).
-    use_bias: biases on every projection. Norm LAYER always has its bias.
+      qk_norm_whole: over all heads together (OLMo 2).
+    use_bias: biases on every projection. qkv_bias, out_bias, mlp_bias: of some; None: use_bias.
     dropout: on the embedding and on each residual branch, at training only.
     init_std: of all matrices; those that write to the residual stream have it divided by
       sqrt(2 num_layers), as in GPT-2.
     num_experts: mixture-of-experts layers: each token goes through num_experts_per_token of so many
       MLPs of mlp_dim (Shazeer et al. 2017, arXiv:1701.06538); None: one MLP. Losses of the router
       are in config.objective. Their numbers are in the metrics router_*.
+    router, normalize_gates, router_scale: a token's weights of its experts are the router's scores,
+      divided by their sum if so, times router_scale.
+    router_bias: adds a vector to the scores where experts are chosen, not where they are weighted
+      (arXiv:2408.15664). No gradient reaches it.
+    expert_groups, expert_groups_per_token: a token's experts are of its best groups alone.
+    latent: multi-head latent attention, see Latent; None: keys and values of their own.
+    num_dense_layers: the first so many layers have one MLP, of dense_mlp_dim (None: mlp_dim).
+    num_shared_experts: experts that every token goes through, as one MLP of so many times mlp_dim.
     expert_capacity: room of an expert in units of an even share; what is over is dropped. None:
       nothing is dropped.
+    mup: widths are relative to this base (µP, see models/mup.py); None: standard parametrisation.
     scan_layers: one compiled body of `scan_block` layers, looped over; False: unrolled.
   """
 
@@ -79,17 +107,46 @@ class DecoderConfig(ModelConfig):
   max_seq_len: int = 2048
   norm: Norm = Norm.RMS
   norm_eps: float = 1e-6
+  norm_placement: NormPlacement = NormPlacement.PRE
+  norm_offset: float = 0.0
+  norm_bias: bool = True
+  embed_norm: bool = False
+  parallel_residual: bool = False
   positions: Positions = Positions.ROPE
   rope_theta: float = 10_000.0
+  rotary_fraction: float = 1.0
+  rope_scaling: RopeScaling | None = None
+  sliding_window: int | None = None
+  window_pattern: tuple[bool, ...] = (True,)
+  local_rope_theta: float | None = None
+  attention_scale: float | None = None
+  attention_softcap: float | None = None
+  logits_softcap: float | None = None
+  embed_scale: float = 1.0
   activation: Activation = Activation.SWIGLU
   qk_norm: bool = False
+  qk_norm_whole: bool = False
+  latent: Latent | None = None
   use_bias: bool = False
+  qkv_bias: bool | None = None
+  out_bias: bool | None = None
+  mlp_bias: bool | None = None
   tie_embeddings: bool = False
   num_experts: int | None = None
   num_experts_per_token: int = 2
+  router: Router = Router.SOFTMAX
+  normalize_gates: bool = True
+  router_scale: float = 1.0
+  router_bias: bool = False
+  expert_groups: int = 1
+  expert_groups_per_token: int = 1
+  num_shared_experts: int = 0
+  num_dense_layers: int = 0
+  dense_mlp_dim: int | None = None
   expert_capacity: float | None = None
   dropout: float = 0.0
   init_std: float = 0.02
+  mup: MupConfig | None = None
   vocab_multiple: int = 128
   compute_dtype: DType = DType.AUTO
   param_dtype: DType = DType.FLOAT32
@@ -112,7 +169,45 @@ class DecoderConfig(ModelConfig):
   @property
   def gated(self) -> bool:
     """Whether the MLP has a gate beside its up projection."""
-    return self.activation in (Activation.SWIGLU, Activation.GEGLU)
+    return self.activation in GATED
+
+  @property
+  def biases(self) -> tuple[bool, bool, bool]:
+    """Whether there are biases on queries, keys and values; on attention's output; in the MLP."""
+    some = (self.qkv_bias, self.out_bias, self.mlp_bias)
+    qkv, out, mlp = (self.use_bias if one is None else one for one in some)
+    return qkv, out, mlp
+
+  @property
+  def mup_ratios(self) -> Mup:
+    """How many times the base's dims the model's are; all 1 without mup."""
+    attention_dim = self.num_heads * self.head_size
+    return ratios(
+      self.mup,
+      embed_dim=self.embed_dim,
+      attention_dim=attention_dim,
+      mlp_dim=self.mlp_dim,
+      head_dim=self.head_size,
+    )
+
+  @property
+  def local_layers(self) -> tuple[bool, ...]:
+    """For each layer, whether it has the sliding window."""
+    if self.sliding_window is None:
+      return (False,) * self.num_layers
+    pattern = self.window_pattern
+    return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+  @property
+  def dense(self) -> "DecoderConfig":
+    """The config of the first num_dense_layers layers."""
+    return dataclasses.replace(
+      self,
+      num_experts=None,
+      num_dense_layers=0,
+      dense_mlp_dim=None,
+      mlp_dim=self.dense_mlp_dim or self.mlp_dim,
+    )
 
   @property
   def padded_vocab_size(self) -> int:
@@ -127,37 +222,74 @@ class DecoderConfig(ModelConfig):
     return ModelDef(lambda rngs: Decoder(self, rngs=rngs), dtype)
 
   def num_params(self) -> int:
-    D, F, H, N, K = self.embed_dim, self.mlp_dim, self.num_heads, self.kv_heads, self.head_size
-    norm = D * (2 if self.norm is Norm.LAYER else 1)
-    attention = 2 * D * H * K + 2 * D * N * K
-    mlp = (3 if self.gated else 2) * D * F
-    if self.num_experts is not None:
-      mlp = self.num_experts * (mlp + D)
-    block = attention + mlp + 2 * norm + (2 * K if self.qk_norm else 0)
-    if self.use_bias:
-      block += H * K + 2 * N * K + D + F * (2 if self.gated else 1) + D
+    D = self.embed_dim
+    norm = D * (2 if self.norm is Norm.LAYER and self.norm_bias else 1)
     tables = self.padded_vocab_size * D * (1 if self.tie_embeddings else 2)
     if self.positions is Positions.LEARNED:
       tables += self.max_seq_len * D
-    return tables + self.num_layers * block + norm
+    dense = self.num_dense_layers
+    blocks = (self.num_layers - dense) * self._block_params()
+    blocks += dense * self.dense._block_params() if dense else 0
+    return tables + blocks + norm * (2 if self.embed_norm else 1)
+
+  def _attention_params(self) -> int:
+    """The matrices of a layer's attention."""
+    D, H, N, K = self.embed_dim, self.num_heads, self.kv_heads, self.head_size
+    if self.latent is None:
+      return 2 * D * H * K + 2 * D * N * K
+    one, rank = self.latent, self.latent.query_rank
+    queries = D * H * K if rank is None else (D + H * K) * rank
+    keys = D * (one.kv_rank + one.rope_dim) + one.kv_rank * H * (one.nope_dim + one.value_dim)
+    return queries + keys + H * one.value_dim * D
+
+  def _block_params(self) -> int:
+    D, F, H, N, K = self.embed_dim, self.mlp_dim, self.num_heads, self.kv_heads, self.head_size
+    norm = D * (2 if self.norm is Norm.LAYER and self.norm_bias else 1)
+    attention = self._attention_params()
+    if self.latent is not None:
+      attention += self.latent.kv_rank + (self.latent.query_rank or 0)
+    mlp = (3 if self.gated else 2) * D * F
+    if self.num_experts is not None:
+      router = D + (1 if self.router_bias else 0)
+      mlp = self.num_experts * (mlp + router) + self.num_shared_experts * mlp
+    norms = 4 if self.norm_placement is NormPlacement.BOTH else 2
+    block = attention + mlp + norms * norm
+    if self.qk_norm:
+      block += (H + N) * K if self.qk_norm_whole else 2 * K
+    qkv_bias, out_bias, mlp_bias = self.biases
+    block += (H * K + 2 * N * K if qkv_bias else 0) + (D if out_bias else 0)
+    block += F * (2 if self.gated else 1) + D if mlp_bias else 0
+    return block
 
   def num_matmul_params(self) -> int:
     """Parameters that a matmul reads for every token: all but input tables, norms and biases."""
-    D, F, H, N, K = self.embed_dim, self.mlp_dim, self.num_heads, self.kv_heads, self.head_size
+    D, F = self.embed_dim, self.mlp_dim
     mlp = (3 if self.gated else 2) * D * F
+    dense = self.num_dense_layers
+    first = dense * (self._attention_params() + (3 if self.gated else 2) * D * self.dense.mlp_dim)
     if self.num_experts is not None:
-      mlp = self.num_experts_per_token * mlp + self.num_experts * D
-    block = 2 * D * H * K + 2 * D * N * K + mlp
-    return self.num_layers * block + self.padded_vocab_size * D
+      active = self.num_experts_per_token + self.num_shared_experts
+      mlp = active * mlp + self.num_experts * D
+    block = self._attention_params() + mlp
+    return first + (self.num_layers - dense) * block + self.padded_vocab_size * D
 
   def flops_per_token(self, seq_len: int, *, causal: bool = False) -> float:
     """Forward and backward FLOPs a token: 6 N_matmul + 12 L H K T.
 
-    With causal=True attention counts half, 6 L H K T: only what the causal mask leaves.
+    With causal=True attention counts half, 6 L H K T: only what the causal mask leaves. In layers
+    with a sliding window W a token sees W others, and W - W^2 / 2T with causal=True.
     Recomputation is not counted.
     """
-    attention = 12 * self.num_layers * self.num_heads * self.head_size * seq_len
-    return 6 * self.num_matmul_params() + (attention / 2 if causal else attention)
+    W = min(self.sliding_window or seq_len, seq_len)
+    everything = seq_len / 2 if causal else seq_len
+    window = W - W * W / (2 * seq_len) if causal else W
+    num_local = sum(self.local_layers)
+    seen = num_local * window + (self.num_layers - num_local) * everything
+    # A score and a value, 6 K FLOPs each.
+    both = 12 * self.head_size
+    if self.latent is not None:
+      both = 6 * (self.head_size + self.latent.value_dim)
+    return 6 * self.num_matmul_params() + self.num_heads * both * seen
 
   def validate(self, path: str) -> None:
     super().validate(path)
@@ -177,14 +309,87 @@ class DecoderConfig(ModelConfig):
       )
     if self.positions is Positions.ROPE and self.head_size % 2:
       raise UserError(f"{path}.head_dim={self.head_size}: must be even for positions=ROPE")
-    if self.num_layers % self.scan_block:
+    if self.positions is Positions.ROPE:
+      self._validate_rope(path)
+    if self.sliding_window is not None and (self.sliding_window < 1 or not self.window_pattern):
+      raise UserError(
+        f"{path}.sliding_window={self.sliding_window}: must be positive, and "
+        f"{path}.window_pattern={self.window_pattern} have at least one value"
+      )
+    if self.local_rope_theta is not None and self.sliding_window is None:
+      raise UserError(f"{path}.local_rope_theta: needs {path}.sliding_window")
+    if self.norm_offset and self.norm is not Norm.RMS:
+      raise UserError(f"{path}.norm_offset={self.norm_offset}: needs {path}.norm=RMS")
+    if self.qk_norm_whole and (not self.qk_norm or self.norm_offset):
+      raise UserError(f"{path}.qk_norm_whole: needs {path}.qk_norm=true and {path}.norm_offset=0")
+    if self.parallel_residual and self.norm_placement is not NormPlacement.PRE:
+      raise UserError(f"{path}.parallel_residual: needs {path}.norm_placement=PRE")
+    for name in ("attention_softcap", "logits_softcap", "attention_scale"):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise UserError(f"{path}.{name}={value}: must be positive, or none")
+    if self.latent is not None:
+      self._validate_latent(path, self.latent)
+    if self.num_dense_layers and not (
+      self.num_experts and 0 < self.num_dense_layers < self.num_layers
+    ):
+      raise UserError(
+        f"{path}.num_dense_layers={self.num_dense_layers}: must be less than "
+        f"num_layers={self.num_layers}, and needs {path}.num_experts"
+      )
+    if (self.num_layers - self.num_dense_layers) % self.scan_block:
       raise UserError(
         f"{path}.scan_block={self.scan_block}: must divide num_layers={self.num_layers}"
       )
     if not 0 <= self.dropout < 1:
       raise UserError(f"{path}.dropout={self.dropout}: must be at least 0 and less than 1")
 
+    if self.mup is not None:
+      self.mup.validate(f"{path}.mup")
+      if self.num_experts is not None or self.logits_softcap is not None:
+        raise UserError(
+          f"{path}.mup: goes with no experts and no logits_softcap yet: set it to none"
+        )
+
     self._validate_experts(path)
+
+  def _validate_latent(self, path: str, latent: Latent) -> None:
+    both = latent.nope_dim + latent.rope_dim
+    if self.head_size != both or self.kv_heads != self.num_heads or latent.value_dim > both:
+      raise UserError(
+        f"{path}.latent: needs head_dim={both} = nope_dim + rope_dim, num_kv_heads=num_heads and a "
+        f"value_dim of at most {both}"
+      )
+    plain = self.sliding_window is None and self.attention_softcap is None and not self.qk_norm
+    plain = plain and self.mup is None
+    if self.positions is not Positions.ROPE or not plain or any(self.biases[:2]):
+      raise UserError(
+        f"{path}.latent: goes with positions=ROPE and no biases, windows, soft caps, qk_norm or mup"
+      )
+
+  def _validate_rope(self, path: str) -> None:
+    rotated = int(self.head_size * self.rotary_fraction)
+    if self.latent is not None:
+      rotated = self.latent.rope_dim
+    if not 0 < self.rotary_fraction <= 1 or rotated < 2 or rotated % 2:
+      raise UserError(
+        f"{path}.rotary_fraction={self.rotary_fraction}: must leave an even number of "
+        f"head_dim={self.head_size} to rotate"
+      )
+    scaling = self.rope_scaling
+    if scaling is None:
+      return
+    if scaling.factor < 1 or scaling.original_max_seq_len < 1:
+      raise UserError(
+        f"{path}.rope_scaling: factor={scaling.factor} and "
+        f"original_max_seq_len={scaling.original_max_seq_len} must be at least 1"
+      )
+    if scaling.kind is RopeKind.LONGROPE:
+      for name in ("short_factors", "long_factors"):
+        if len(getattr(scaling, name)) != rotated // 2:
+          raise UserError(f"{path}.rope_scaling.{name}: must have {rotated // 2} numbers")
+    if self.local_rope_theta is not None and scaling.kind in (RopeKind.YARN, RopeKind.LONGROPE):
+      raise UserError(f"{path}.local_rope_theta: goes with no rope_scaling {scaling.kind.name}")
 
   def _validate_experts(self, path: str) -> None:
     if self.num_experts is None:
@@ -194,10 +399,23 @@ class DecoderConfig(ModelConfig):
         f"{path}.num_experts_per_token={self.num_experts_per_token}: must be between 1 and "
         f"num_experts={self.num_experts}"
       )
-    if not self.gated or self.use_bias:
+    if not self.gated or self.biases[2]:
       raise UserError(
         f"{path}.num_experts={self.num_experts}: experts are gated and have no biases: set "
         f"{path}.activation=SWIGLU and {path}.use_bias=false"
+      )
+    groups, chosen = self.expert_groups, self.expert_groups_per_token
+    if self.num_shared_experts < 0:
+      raise UserError(f"{path}.num_shared_experts={self.num_shared_experts}: must not be negative")
+    if groups < 1 or not 1 <= chosen <= groups or self.num_experts % groups:
+      raise UserError(
+        f"{path}.expert_groups={groups}: must divide num_experts={self.num_experts} and be at "
+        f"least expert_groups_per_token={chosen}"
+      )
+    if self.num_experts_per_token > chosen * (self.num_experts // groups):
+      raise UserError(
+        f"{path}.num_experts_per_token={self.num_experts_per_token}: "
+        f"{path}.expert_groups_per_token={chosen} groups do not have so many experts"
       )
     if self.expert_capacity is not None and self.expert_capacity <= 0:
       raise UserError(f"{path}.expert_capacity={self.expert_capacity}: must be positive")
@@ -215,6 +433,11 @@ class DecoderConfig(ModelConfig):
         f"{path}.num_layers={self.num_layers}: divided by scan_block={self.scan_block} must be "
         f"divisible by config.mesh.stage={stages}"
       )
+    if len(set(self.local_layers)) > 1:
+      raise UserError(
+        f"config.mesh.stage={stages}: layers that differ by {path}.window_pattern can not be "
+        "pipelined yet: use config.mesh.fsdp and model"
+      )
     if self.num_experts is not None:
       raise UserError(
         f"config.mesh.stage={stages}: mixture-of-experts layers can not be pipelined yet: use "
@@ -223,6 +446,11 @@ class DecoderConfig(ModelConfig):
 
   def validate_mesh(self, path: str, sizes: dict[str, int]) -> None:
     self._validate_stages(path, sizes["stage"])
+    if sizes["sequence"] > 1 and (self.sliding_window or self.attention_softcap):
+      raise UserError(
+        f"config.mesh.sequence={sizes['sequence']}: must be 1 with {path}.sliding_window or "
+        "attention_softcap"
+      )
     if sizes["expert"] > 1 and (self.num_experts or 0) % sizes["expert"]:
       raise UserError(
         f"{path}.num_experts={self.num_experts}: must be divisible by "
@@ -237,6 +465,7 @@ class DecoderConfig(ModelConfig):
       ("num_heads", self.num_heads, "model"),
       ("num_kv_heads", self.kv_heads, "model"),
       ("mlp_dim", self.mlp_dim, "model"),
+      ("dense_mlp_dim", self.dense_mlp_dim or 0, "model"),
       ("vocab_multiple", self.vocab_multiple, "model"),
       ("embed_dim", self.embed_dim, "fsdp"),
     ):

@@ -17,6 +17,10 @@ class AdamWConfig(OptimizerConfig):
   b2: float = 0.95
   eps: float = 1e-8
 
+  @property
+  def elementwise(self) -> bool:
+    return True
+
   def precondition(self, context: OptimizerContext) -> "optax.GradientTransformation":
     """First moment / root of the second, both corrected for their start at 0."""
     import optax

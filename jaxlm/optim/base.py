@@ -31,11 +31,14 @@ class OptimizerContext:
     muon_dims: tree like the parameters with optax.contrib.MuonDimensionNumbers at each matrix that
       Muon may orthogonalise (axes not named are stacked layers) and None at all else. Only
       MuonConfig reads it.
+    lr_factors: tree like the parameters: each one's learning rate is the schedule's times this
+      (see optim/mup.py). Weight decay is not multiplied. None: 1 everywhere.
   """
 
   num_steps: int
   decay_mask: Any | Callable[[Any], Any] = None
   muon_dims: Any = None
+  lr_factors: Any = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,6 +57,12 @@ class OptimizerConfig:
   grad_clip_norm: float | None = 1.0
   schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
 
+  @property
+  def elementwise(self) -> bool:
+    """Whether each entry's update has about unit size whatever its array's shape, as µP's learning
+    rates for Adam take for granted."""
+    return False
+
   def precondition(self, context: OptimizerContext) -> "optax.GradientTransformation":
     """The optimizer itself: gradients to a descent direction of about unit size."""
     raise TypeError(
@@ -65,11 +74,25 @@ class OptimizerConfig:
 
     Gradients and parameters are float32 trees of one structure; `update` needs the parameters.
     """
+    import jax
     import optax
 
+    factors = context.lr_factors
+    if factors is not None and not self.elementwise:
+      raise UserError(
+        f"config.model.mup: its learning rates are known for AdamWConfig and LionConfig, not for "
+        f"{type(self).__name__}: use one of them, or set config.model.mup to none"
+      )
     parts = [] if self.grad_clip_norm is None else [optax.clip_by_global_norm(self.grad_clip_norm)]
     parts += [
       self.precondition(context),
+      *(
+        []
+        if factors is None
+        else [
+          optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+        ]
+      ),
       optax.add_decayed_weights(self.weight_decay, context.decay_mask),
       optax.scale_by_learning_rate(self.learning_rate(context.num_steps)),
     ]

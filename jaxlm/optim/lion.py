@@ -18,6 +18,10 @@ class LionConfig(OptimizerConfig):
   b1: float = 0.9
   b2: float = 0.99
 
+  @property
+  def elementwise(self) -> bool:
+    return True
+
   def precondition(self, context: OptimizerContext) -> "optax.GradientTransformation":
     """sign(b1 * momentum + (1 - b1) * gradient)."""
     import optax

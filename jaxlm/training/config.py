@@ -7,7 +7,7 @@ from jaxlm.errors import UserError
 
 @dataclasses.dataclass(kw_only=True)
 class ObjectiveConfig:
-  """Next-token cross-entropy.
+  """Cross-entropy of the targets: of each next token, or of what config.data.task asks for.
 
   Attributes:
     z_loss: weight of the mean of log(Z)^2 (PaLM, arXiv:2204.02311, uses 1e-4).

@@ -23,11 +23,13 @@ def make_loss(model: ModelDef, loss_fn: LossFn) -> Callable[..., LossSum]:
 
   def loss(params: Params, batch: Batch, dropout_key: jax.Array | None = None) -> LossSum:
     module = model.bind(params)
+    prefix = {} if batch.prefix is None else {"prefix_BT": batch.prefix}
     features, _, router = module.features(
       batch.inputs,
       segment_ids_BT=batch.segment_ids,
       positions_BT=batch.positions,
       dropout_key=dropout_key,
+      **prefix,
     )
     with jax.named_scope("loss"):
       return loss_fn(features, module.output_table(), batch, router)
