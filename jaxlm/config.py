@@ -42,6 +42,40 @@ FREE = (
 # The parts of a model's config that do not say what its parameters mean.
 MODEL_FREE = ("compute_dtype", "matmul", "remat", "attention", "dropout")
 
+# Fields that DecoderConfig got later: left out while they have their defaults, so that the seals of
+# checkpoints from before them hold.
+MODEL_LATER = (
+  "norm_placement",
+  "norm_offset",
+  "norm_bias",
+  "embed_norm",
+  "parallel_residual",
+  "rotary_fraction",
+  "rope_scaling",
+  "sliding_window",
+  "window_pattern",
+  "local_rope_theta",
+  "attention_scale",
+  "attention_softcap",
+  "logits_softcap",
+  "embed_scale",
+  "qk_norm_whole",
+  "latent",
+  "qkv_bias",
+  "out_bias",
+  "mlp_bias",
+  "router",
+  "normalize_gates",
+  "router_scale",
+  "router_bias",
+  "expert_groups",
+  "expert_groups_per_token",
+  "num_shared_experts",
+  "num_dense_layers",
+  "dense_mlp_dim",
+  "mup",
+)
+
 
 @dataclasses.dataclass(kw_only=True)
 class RunConfig:
@@ -174,5 +208,7 @@ class RunConfig:
 
 def model_fingerprint(model: ModelConfig) -> str:
   """sha256 (hex) of what a model's config says about its parameters' meaning."""
-  present = {f.name for f in dataclasses.fields(model)}
-  return configlib.fingerprint(model, exclude=[f for f in MODEL_FREE if f in present])
+  fields = dataclasses.fields(model)
+  later = [f.name for f in fields if f.name in MODEL_LATER and getattr(model, f.name) == f.default]
+  free = [f.name for f in fields if f.name in MODEL_FREE]
+  return configlib.fingerprint(model, exclude=[*free, *later])

@@ -6,6 +6,7 @@ import difflib
 import math
 import typing
 
+from jaxlm.data.task import TaskConfig
 from jaxlm.errors import UserError
 
 if typing.TYPE_CHECKING:  # built lazily: this module stays importable in milliseconds
@@ -151,6 +152,8 @@ class DataConfig:
     rows of window_blocks blocks: larger mixes better, smaller reads fewer places.
   attend_across_documents: False: attention and positions restart at each document of a row.
   predict_first_token: False: no loss on the first token of a document (its input is EOS).
+  task: what is asked of a row (see task.py): MaskedConfig for encoders, FillInTheMiddleConfig,
+    PrefixConfig; None: each next token.
   num_threads: reading threads of a process (0: read in the caller's thread); num_workers: reading
     processes (0: none; needs a start through one of jaxlm's commands); prefetch: batches in store.
     None of the three changes a row.
@@ -165,6 +168,7 @@ class DataConfig:
   window_blocks: int = 16
   attend_across_documents: bool = False
   predict_first_token: bool = True
+  task: TaskConfig | None = None
   num_threads: int = 1
   num_workers: int = 0
   prefetch: int = 2
@@ -190,6 +194,8 @@ class DataConfig:
         raise UserError(
           f"{path}.sources[{i}].name={source.name!r}: taken by another source; give each its own"
         )
+    if self.task is not None:
+      self.task.validate(f"{path}.task")
     validate_phases(self.phases, [s.name for s in self.sources], f"{path}.phases")
 
 

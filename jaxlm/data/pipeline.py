@@ -5,20 +5,25 @@ and the whole state is one integer: the rows consumed. It holds across another n
 threads, workers and another batch size.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
+from jaxlm import configlib
 from jaxlm.data.config import DataConfig
 from jaxlm.data.mixture import Mixture, proportional
 from jaxlm.data.order import BlockShuffle
 from jaxlm.data.rows import batch_from_rows, clear_padding
 from jaxlm.data.sources.base import RowSource
+from jaxlm.data.task import Task, TaskConfig, Vocabulary
 from jaxlm.errors import UserError
+from jaxlm.tokenizers.base import CARD, load_tokenizer
 
 # Length of an endless MapDataset; len() must stay below 2**63.
 _ENDLESS = 1 << 60
@@ -52,8 +57,9 @@ class Pipeline:
   """What a DataConfig describes, opened. See build_pipeline.
 
   Attributes:
-    sources: by name, sorted. mixture: row → source. vocab_size, eos_id, tokenizer_sha256: common to
-      the sources (the last: None where no source knows its own).
+    sources: by name, sorted. mixture: row → source. eos_id, tokenizer_sha256: common to the sources
+      (the last: None where no source knows its own). vocab_size: theirs, and the ids that the task
+      adds. task: None: each next token is asked for.
   """
 
   def __init__(self, config: DataConfig, sources: Sequence[RowSource]):
@@ -69,6 +75,10 @@ class Pipeline:
       "tokenizer_sha256",
       "the tokenizer",
     )
+    self.task: Task | None = None
+    if config.task is not None:
+      self.task = _build_task(config.task, self.sources[0], self.sources, config.seed)
+      self.vocab_size += self.task.added
     phases = config.phases or proportional({s.name: len(s) for s in self.sources})
     self.mixture = Mixture([s.name for s in self.sources], phases)
     self._orders = {
@@ -104,6 +114,9 @@ class Pipeline:
       "phases": history,
       "sources": fingerprints,
     }
+    if config.task is not None:
+      values["task"] = configlib.to_dict(config.task)
+      values["seed"] = config.seed
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
   def locate(self, row: int) -> tuple[str, int]:
@@ -141,8 +154,14 @@ class Pipeline:
     selection = _HostRows(self, start_row, global_batch_size, shard_index * local, local)
     parents = [grain.MapDataset.source(source) for source in self.sources]
     rows = grain.MapDataset.select_from_datasets(parents, selection)
-    batches = rows.batch(local, drop_remainder=True).map(
-      _MakeBatch(self.eos_id, config.attend_across_documents, config.predict_first_token)
+    batches = rows.batch(local, drop_remainder=True).map_with_index(
+      _MakeBatch(
+        self.eos_id,
+        config.attend_across_documents,
+        config.predict_first_token,
+        self.task,
+        _Numbers(start_row + shard_index * local, global_batch_size, local),
+      )
     )
     threads = grain.ReadOptions(
       num_threads=config.num_threads,
@@ -178,6 +197,8 @@ def evaluation_batches(
   shard_index: int = 0,
   shard_count: int = 1,
   attend_across_documents: bool = False,
+  task: TaskConfig | None = None,
+  seed: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Every token of a source predicted once, in order, in batches as of Pipeline.iterator.
 
@@ -185,6 +206,8 @@ def evaluation_batches(
     source: rows, also of a split that is shorter than one row.
     batch_size: rows of a batch over all shards.
     max_rows: stop after so many rows. shard_index, shard_count: as in Pipeline.iterator.
+    task, seed: as in DataConfig. A masked evaluation asks for the share that is chosen by the rows'
+      numbers, always the same; fill-in-the-middle asks for each next token.
 
   Yields:
     As many batches on every shard: the last row and the last batch are padded with weight 0 and
@@ -196,7 +219,12 @@ def evaluation_batches(
     total = min(total, max_rows)
   if total < 1:
     raise UserError(f"source {source.name!r}: no tokens to evaluate; check its path and split")
-  return _evaluation_batches(source, batch_size, total, shard_index, local, attend_across_documents)
+  asked = None if task is None else _build_task(task, source, [source], seed)
+  if asked is not None and not asked.evaluated:
+    asked = None
+  return _evaluation_batches(
+    source, batch_size, total, shard_index, local, attend_across_documents, asked
+  )
 
 
 def _evaluation_batches(
@@ -206,6 +234,7 @@ def _evaluation_batches(
   shard_index: int,
   local: int,
   attend_across_documents: bool,
+  task: Task | None,
 ) -> Iterator[dict[str, np.ndarray]]:
   for first in range(0, total, batch_size):
     rows = np.zeros((local, source.seq_len + 1), np.int32)
@@ -218,6 +247,9 @@ def _evaluation_batches(
         lengths[j] = ids.size - 1
     batch = batch_from_rows(rows, source.eos_id, attend_across_documents=attend_across_documents)
     clear_padding(batch, lengths)
+    if task is not None:
+      numbers = np.arange(local, dtype=np.uint64) + np.uint64(first + shard_index * local)
+      task.on_batch(batch, numbers)
     yield batch
 
 
@@ -244,21 +276,61 @@ class _HostRows(grain.transforms.DatasetSelectionMap):
     return source, self._orders[source].row(position)
 
 
-class _MakeBatch(grain.transforms.Map):
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+  """Which rows of all that a run consumes stand in a host's batch."""
+
+  first: int
+  stride: int
+  count: int
+
+  def of(self, batch: int) -> np.ndarray:
+    return np.arange(self.count, dtype=np.uint64) + np.uint64(self.first + batch * self.stride)
+
+
+class _MakeBatch(grain.transforms.MapWithIndex):
   """Whole batches are cut at once: numpy's cost a call is as large as that of a row."""
 
-  def __init__(self, eos_id: int | None, attend_across_documents: bool, predict_first_token: bool):
+  def __init__(
+    self,
+    eos_id: int | None,
+    attend_across_documents: bool,
+    predict_first_token: bool,
+    task: Task | None,
+    numbers: _Numbers,
+  ):
+    self._task, self._numbers = task, numbers
     self._eos_id = eos_id
     self._attend = attend_across_documents
     self._predict_first = predict_first_token
 
-  def map(self, element: np.ndarray) -> dict[str, np.ndarray]:
-    return batch_from_rows(
+  def map_with_index(self, index: int, element: np.ndarray) -> dict[str, np.ndarray]:
+    if self._task is not None:
+      numbers = self._numbers.of(index)
+      element = self._task.on_rows(element, numbers)
+    batch = batch_from_rows(
       element,
       self._eos_id,
       attend_across_documents=self._attend,
       predict_first_token=self._predict_first,
     )
+    if self._task is not None:
+      self._task.on_batch(batch, numbers)
+    return batch
+
+
+def _build_task(
+  config: TaskConfig, ids: RowSource, sources: Sequence[RowSource], seed: int
+) -> Task:
+  """The task over the ids that the sources share."""
+  tokenizer = None
+  for source in sources:
+    shards = getattr(source, "shards", None)
+    directory = None if shards is None else Path(shards.path) / "tokenizer"
+    if directory is not None and (directory / CARD).is_file():
+      tokenizer = load_tokenizer(directory)
+      break
+  return config.build(Vocabulary(ids.vocab_size, ids.eos_id, tokenizer), seed)
 
 
 def _local_size(batch_size: int, shard_index: int, shard_count: int) -> int:

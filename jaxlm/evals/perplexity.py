@@ -85,11 +85,16 @@ def score(
   layout: Layout,
   *,
   use_segments: bool = True,
+  count_bytes: bool = True,
 ) -> Score:
-  """The score of all batches, e.g. of data.pipeline.evaluation_batches."""
+  """The score of all batches, e.g. of data.pipeline.evaluation_batches.
+
+  With masked batches (data.task.MaskedConfig) it is that of the masked tokens, given the others:
+  set count_bytes=False, since no code length of the text comes of it.
+  """
   nll, tokens, num_bytes = 0.0, 0, 0
   for arrays in batches:
     out = step(params, to_device(arrays, layout, use_segments=use_segments))
     a, b, c = jax.device_get(out)
-    nll, tokens, num_bytes = nll + float(a), tokens + int(b), num_bytes + int(c)
+    nll, tokens, num_bytes = nll + float(a), tokens + int(b), num_bytes + int(c) * count_bytes
   return Score(nll, tokens, num_bytes)
