@@ -19,6 +19,7 @@ from jaxlm.inference.generate import Generator
 from jaxlm.inference.sampling import Sampling
 from jaxlm.mesh import MeshConfig
 from jaxlm.models.base import ModelDef, Params
+from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.program import make_loss_fn
 from jaxlm.run import score_split, setup_jax
 from jaxlm.sharding import Layout, make_layout
@@ -75,6 +76,11 @@ class Run:
   ) -> list[str]:
     """What the model adds to each prompt. EOS stands before it, as before every document."""
     model: Any = self.config.model
+    if isinstance(model, EncoderConfig):
+      raise UserError(
+        "an encoder fills gaps and does not continue text: use `jaxlm evaluate`, or train a "
+        "DecoderConfig"
+      )
     eos = self.tokenizer.eos_id
     ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
     with self.layout.activate():

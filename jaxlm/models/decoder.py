@@ -11,6 +11,7 @@ from jaxlm.kernels.cross_entropy import NO_SUCH_ID, logits
 from jaxlm.layers.attention import KV, Attention
 from jaxlm.layers.cache import Cache
 from jaxlm.layers.config import Norm, NormPlacement, Positions, resolve_dtype
+from jaxlm.layers.dropout import drop
 from jaxlm.layers.embed import Embed
 from jaxlm.layers.mla import LatentAttention
 from jaxlm.layers.mlp import Mlp
@@ -143,7 +144,7 @@ class Block(nnx.Module):
         prefix_BT=prefix_BT,
       )
     y_BTD = self._normed("attention_post_norm", y_BTD)
-    after_BTD = x_BTD + _drop(y_BTD, self.dropout, None if keys is None else keys[0])
+    after_BTD = x_BTD + drop(y_BTD, self.dropout, None if keys is None else keys[0])
     y_BTD = self._normed("mlp_norm", x_BTD if self.parallel else after_BTD)
     aux = None
     with jax.named_scope("mlp"):
@@ -156,7 +157,7 @@ class Block(nnx.Module):
       else:
         y_BTD = self.mlp(y_BTD)
     y_BTD = self._normed("mlp_post_norm", y_BTD)
-    x_BTD = after_BTD + _drop(y_BTD, self.dropout, None if keys is None else keys[1])
+    x_BTD = after_BTD + drop(y_BTD, self.dropout, None if keys is None else keys[1])
     return x_BTD, (cache, aux)
 
   def _normed(self, name: str, x_BTD: jax.Array) -> jax.Array:
@@ -288,7 +289,7 @@ class Decoder(nnx.Module):
     keys = None
     if config.dropout > 0 and dropout_key is not None:
       keys = jax.random.split(dropout_key, config.num_layers + 1)
-      x_BTD = _drop(x_BTD, config.dropout, keys[-1])
+      x_BTD = drop(x_BTD, config.dropout, keys[-1])
 
     # Layers that differ are told so, so that one compiled body serves all.
     mixed = len(set(config.local_layers)) > 1
@@ -339,12 +340,3 @@ class Decoder(nnx.Module):
     return Cache.zeros(
       c.num_layers, batch, slots, c.kv_heads, c.head_size, resolve_dtype(c.compute_dtype)
     )
-
-
-def _drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Dropout (Srivastava et al. 2014); the same mask on every mesh."""
-  if key is None or rate == 0:
-    return x_BTD
-  where = spec(residual_axes(x_BTD.shape[1]))
-  keep = jax.random.bernoulli(key, 1 - rate, x_BTD.shape, out_sharding=where)
-  return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)
