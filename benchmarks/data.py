@@ -53,17 +53,17 @@ def page(rng: random.Random) -> bytes:
   return f"<!doctype html><html>{head}<body>{body}<footer>{MENU}</footer></body></html>".encode()
 
 
-def write(file: Path, megabytes: float) -> tuple[int, int]:
+def write(file: Path, megabytes: float, seed: int = 0) -> tuple[int, int]:
   from warcio.statusandheaders import StatusAndHeaders
   from warcio.warcwriter import WARCWriter
 
-  rng, size, count = random.Random(0), 0, 0
+  rng, size, count = random.Random(seed), 0, 0
   with file.open("wb") as stream:
     writer = WARCWriter(stream, gzip=True)
     while size < megabytes * 1e6:
       body = page(rng)
       headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
-      url = f"https://example.org/{count}"
+      url = f"https://example.org/{seed}/{count}"
       writer.write_record(
         writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=headers)
       )

@@ -1,17 +1,26 @@
-"""Continue a prompt with a trained run.
+"""Continue a prompt with a trained run, or answer a chat message.
 
 usage: python -m jaxlm.generate --workdir=DIR --prompt=TEXT [--temperature=T …]
+       python -m jaxlm.generate --workdir=DIR --chat=MESSAGE [--system=TEXT …]
 
 examples:
   python -m jaxlm.generate --workdir=runs/tiny --prompt='def '
   python -m jaxlm.generate --workdir=runs/tiny --prompt='import ' --temperature=0
   python -m jaxlm.generate --workdir=runs/tiny --prompt='class ' --num_samples=3 --top_k=40
+  python -m jaxlm.generate --workdir=runs/smollm2 --chat='What is the capital of France?'
 """
 
+from typing import Any
+
 from jaxlm import cli
+from jaxlm.errors import UserError
 
 WORKDIR = cli.define_string("workdir", None, "directory of the run", required=True)
 PROMPT = cli.define_string("prompt", "", "the text to continue; by default a new document begins")
+CHAT = cli.define_string(
+  "chat", None, "a message to answer, by the chat template of the run's tokenizer"
+)
+SYSTEM = cli.define_string("system", None, "the system message before --chat; by default none")
 MAX_NEW_TOKENS = cli.define_integer("max_new_tokens", 128, "tokens to add", lower_bound=1)
 TEMPERATURE = cli.define_float("temperature", 0.8, "0 takes the likeliest token", lower_bound=0.0)
 TOP_K = cli.define_integer("top_k", 0, "only the k likeliest tokens count; 0: all", lower_bound=0)
@@ -26,18 +35,56 @@ def main() -> int:
   from jaxlm.inference.sampling import Sampling
 
   sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
+  if CHAT.value is not None and PROMPT.value:
+    raise UserError("--prompt and --chat: give one of them")
+  if SYSTEM.value is not None and CHAT.value is None:
+    raise UserError("--system: needs --chat")
   opened = trained.open_run(WORKDIR.value, step=STEP.value)
+  if CHAT.value is not None:
+    return _chat(opened, sampling)
   texts = opened.generate(
     [PROMPT.value] * NUM_SAMPLES.value,
     max_new_tokens=MAX_NEW_TOKENS.value,
     sampling=sampling,
     seed=SEED.value,
   )
+  _print([PROMPT.value + text for text in texts])
+  return cli.OK
+
+
+def _chat(opened: Any, sampling: Any) -> int:
+  from jaxlm.inference.chat import load_chat
+  from jaxlm.inference.generate import Generator
+  from jaxlm.workdir import Workdir
+
+  chat = load_chat(Workdir(WORKDIR.value).tokenizer, opened.tokenizer)
+  messages = [{"role": "user", "content": CHAT.value}]
+  if SYSTEM.value is not None:
+    messages.insert(0, {"role": "system", "content": SYSTEM.value})
+  ids = chat.encode(messages, opened.tokenizer)
+  with opened.layout.activate():
+    generator = Generator(
+      opened.model,
+      opened.params,
+      eos_id=opened.tokenizer.eos_id,
+      max_seq_len=opened.config.model.max_seq_len,
+    )
+    answers = generator(
+      [ids] * NUM_SAMPLES.value,
+      max_new_tokens=MAX_NEW_TOKENS.value,
+      sampling=sampling,
+      seed=SEED.value,
+    )
+  known = opened.tokenizer.vocab_size  # the model's table may have more rows
+  _print([opened.tokenizer.decode([i for i in chat.cut(a) if i < known]) for a in answers])
+  return cli.OK
+
+
+def _print(texts: list[str]) -> None:
   for i, text in enumerate(texts):
     if i:
       print("-" * 40)
-    print(PROMPT.value + text)
-  return cli.OK
+    print(text)
 
 
 if __name__ == "__main__":

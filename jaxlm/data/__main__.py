@@ -53,6 +53,10 @@ _WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower
 _LIMIT = cli.define_integer("limit", None, "documents of each source", lower_bound=1)
 _DRY_RUN = cli.define_bool("dry_run", False, "list the stages that are there, and do nothing")
 _DATASET = cli.define_string("dataset", None, "a dataset, or for trace a run's directory")
+_TOKENS_PLANNED = cli.define_float(
+  "tokens_planned", None, "report: tokens of the training, for its epochs", lower_bound=1.0
+)
+_SEQ_LEN = cli.define_integer("seq_len", 1024, "report: of the training's rows", lower_bound=1)
 _DOC = cli.define_string("doc", None, "inspect: the id or url of a document")
 _OTHER = cli.define_string("other", None, "diff: the output directory of the other run")
 _STEP = cli.define_integer("step", None, "trace: a training step, from 1", lower_bound=1)
@@ -143,7 +147,9 @@ def main() -> int:
 def _report(output: str, dataset: str | None) -> None:
   from jaxlm.data.stages import report
 
-  page, numbers = report.report(output, dataset=dataset)
+  page, numbers = report.report(
+    output, dataset=dataset, tokens_planned=_TOKENS_PLANNED.value, seq_len=_SEQ_LEN.value
+  )
   print(f"report: {page} ({numbers.name} beside it)")
 
 

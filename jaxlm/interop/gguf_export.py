@@ -105,7 +105,7 @@ def _write(out: Any, gguf: Any, array: np.ndarray, kind: str) -> None:
       data = np.ascontiguousarray(array, dtypes[kind])
     if kind == "F16" and not np.isfinite(data).all():
       raise UserError("--to=gguf: a weight exceeds float16: choose BF16")
-    out.write(memoryview(data.reshape(-1).view(np.uint8)))
+    out.write(memoryview(data.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
   _pad(out)
 
 

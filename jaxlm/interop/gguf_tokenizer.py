@@ -82,7 +82,7 @@ def _bpe(file: GgufFile, tokens: list[str], types: np.ndarray) -> bytes:
   special = {t: i for i, t in enumerate(tokens) if types[i] in (CONTROL, UNKNOWN)}
   added = {t: i for i, t in enumerate(tokens) if types[i] == USER}
   vocabulary = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
-  return byte_level(vocabulary, merges, **PRE[pre], special=special, plain_added=added)  # type: ignore[arg-type]
+  return byte_level(vocabulary, merges, **PRE[pre], special=special, plain_added=added)
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], types: np.ndarray, kind: str) -> bytes:
@@ -90,11 +90,11 @@ def _sentencepiece(file: GgufFile, tokens: list[str], types: np.ndarray, kind: s
 
   fields = file.fields
   scores = fields.get("tokenizer.ggml.scores", np.zeros(len(tokens), np.float32))
-  proto = pb.ModelProto()
+  proto = pb.ModelProto()  # type: ignore[attr-defined]
   for token, score, one in zip(tokens, scores, types, strict=True):
     proto.pieces.add(piece=token, score=float(score), type=int(one))
   trainer = proto.trainer_spec
-  trainer.model_type = pb.TrainerSpec.UNIGRAM if kind == "t5" else pb.TrainerSpec.BPE
+  trainer.model_type = pb.TrainerSpec.UNIGRAM if kind == "t5" else pb.TrainerSpec.BPE  # type: ignore[attr-defined]
   trainer.vocab_size, trainer.byte_fallback = len(tokens), bool(np.any(types == BYTE))
   for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
     i = fields.get(f"tokenizer.ggml.{theirs}_token_id")
@@ -204,9 +204,9 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 def _fields_of_sentencepiece(data: bytes) -> tuple[dict[str, Any], list[str]]:
   from sentencepiece import sentencepiece_model_pb2 as pb
 
-  proto = pb.ModelProto()
+  proto = pb.ModelProto()  # type: ignore[attr-defined]
   proto.ParseFromString(data)
-  bpe = proto.trainer_spec.model_type == pb.TrainerSpec.BPE
+  bpe = proto.trainer_spec.model_type == pb.TrainerSpec.BPE  # type: ignore[attr-defined]
   return {
     "tokenizer.ggml.model": "llama" if bpe else "t5",
     "tokenizer.ggml.pre": "default",

@@ -118,7 +118,7 @@ class SafetensorsFile:
     """A copy of one tensor."""
     dtype, shape, first = self.entries[name]
     out = np.empty(shape, dtype)
-    view = memoryview(out.reshape(-1).view(np.uint8))
+    view = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     try:
       with self.path.open("rb", buffering=0) as file:
         file.seek(first)
@@ -162,7 +162,7 @@ class SafetensorsWriter:
       "data_offsets": [self.nbytes, self.nbytes + data.nbytes],
     }
     for start in range(0, data.nbytes, 1 << 28):
-      self._file.write(memoryview(data[start : start + (1 << 28)]))
+      self._file.write(memoryview(data[start : start + (1 << 28)]))  # type: ignore[arg-type]
     self.nbytes += data.nbytes
 
   def close(self) -> None:

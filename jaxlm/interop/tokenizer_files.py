@@ -218,16 +218,16 @@ def sentencepiece_json(model: bytes) -> bytes:
   """A serialised SentencePiece model (BPE or unigram) as tokenizer.json."""
   from sentencepiece import sentencepiece_model_pb2 as pb
 
-  proto = pb.ModelProto()
+  proto = pb.ModelProto()  # type: ignore[attr-defined]
   proto.ParseFromString(model)
-  kinds = pb.ModelProto.SentencePiece
+  kinds = pb.ModelProto.SentencePiece  # type: ignore[attr-defined]
   pieces = [(p.piece, p.score, p.type) for p in proto.pieces]
   unknown = next(i for i, (_, _, kind) in enumerate(pieces) if kind == kinds.UNKNOWN)
   control = {piece: i for i, (piece, _, kind) in enumerate(pieces) if kind == kinds.CONTROL}
   control[pieces[unknown][0]] = unknown
   user = {piece: i for i, (piece, _, kind) in enumerate(pieces) if kind == kinds.USER_DEFINED}
   body: dict[str, Any]
-  if proto.trainer_spec.model_type == pb.TrainerSpec.BPE:
+  if proto.trainer_spec.model_type == pb.TrainerSpec.BPE:  # type: ignore[attr-defined]
     body = {
       "type": "BPE",
       "dropout": None,
@@ -242,7 +242,7 @@ def sentencepiece_json(model: bytes) -> bytes:
         {piece: score for piece, score, kind in pieces if kind == kinds.NORMAL}
       ),
     }
-  elif proto.trainer_spec.model_type == pb.TrainerSpec.UNIGRAM:
+  elif proto.trainer_spec.model_type == pb.TrainerSpec.UNIGRAM:  # type: ignore[attr-defined]
     body = {
       "type": "Unigram",
       "unk_id": unknown,

@@ -3,25 +3,34 @@
 import json
 from typing import Any
 
-from jaxlm.data.stages import charts
-
-EXAMPLES = 3  # removed documents shown of each op and reason; and near a threshold
-MAX_REASONS = 40  # of an op that are shown with examples
-TOP = 20  # rows of a table of languages or domains
+from jaxlm.data.stages import card_documents, charts
+from jaxlm.data.stages.card_limits import MAX_REASONS, TOP
 
 Json = dict[str, Any]
 
 
 def render(values: Json) -> str:
   """The HTML of `collect`'s values."""
-  parts = [_head(values), _funnel(values), _data_section(values), _lengths_section(values)]
-  parts += [_languages(values), _domains(values), _source_section(values), _licences(values)]
+  parts = [
+    _head(values),
+    _funnel(values),
+    _data_section(values),
+    _sweep(values),
+    _lengths_section(values),
+  ]
   parts += [
-    _duplicates(values),
+    _languages(values),
+    _domains(values),
+    _source_section(values),
+    _licences(values),
+    _years(values),
+  ]
+  parts += [
+    card_documents.duplicates(values),
     _contamination(values),
-    _flags(values),
-    _near(values),
-    _examples(values),
+    card_documents.flags(values),
+    card_documents.near(values),
+    card_documents.examples(values),
     _made(values),
   ]
   return charts.page(f"{values['name']}: data report", *parts)
@@ -44,7 +53,7 @@ def _head(values: Json) -> charts.Html:
     h("<header><h1>"),
     values["name"],
     h('</h1><p class="note">'),
-    f"{names}; finished {values['stages'][-1]['finished'][:16]} UTC".replace("T", " "),
+    f"{names}; finished {values['stages'][-1]['finished'][:16].replace('T', ' ')} UTC",
     h('</p></header><div class="tiles">'),
     *(
       charts.join(h("<div><b>"), v, h("</b><span>"), label, h("</span></div>"))
@@ -85,6 +94,13 @@ def _funnel(values: Json) -> charts.Html:
             charts.table(("reason", "documents", "of dropped"), rows),
           )
         )
+      more = {"error": op.get("errors") or {}, "count": op.get("extra") or {}}
+      for what, found in more.items():
+        # Counts by language or domain have tables of their own.
+        counted = [(k, n(v)) for k, v in found.items() if ":" not in k]
+        if counted:
+          label = f"{len(counted)} kinds of errors" if what == "error" else "what it counted"
+          parts.append(charts.details(label, charts.table((what, "number"), counted)))
       parts.append(h("</div>"))
   key = h(
     '<p class="note"><span class="key"><i class="kept"></i>kept </span>'
@@ -125,7 +141,7 @@ def _data_section(values: Json) -> charts.Html:
     (name, n(round(t)), charts.percent(t, whole), charts.bar([("after", t)], whole, name))
     for name, t in data["tokens_by_source"].items()
   ]
-  plan = "no number of tokens was given for the training (--tokens_planned)"
+  plan = "epochs: give the tokens of the training (report --tokens_planned=N)"
   if data["epochs_planned"] is not None:
     plan = f"{data['tokens_planned']:,.0f} tokens planned: {data['epochs_planned']:.2f} epochs"
   exact = "" if data["tokens_by_source_exact"] else " (estimated from bytes)"
@@ -138,6 +154,27 @@ def _data_section(values: Json) -> charts.Html:
     charts.table(("source", "tokens", "share", ""), sources),
     note=f"{plan}. Rows are cut from one stream of documents: nothing is padded.",
   )
+
+
+def _sweep(values: Json) -> charts.Html:
+  found = values["sweep"]
+  if not found or not found.get("sizes"):
+    return charts.Html("")
+  sizes = found["sizes"]
+  groups = [(kind, name) for kind in ("by_source", "by_language") for name in sizes[0][kind]]
+  head = ("vocabulary", "bytes a token", "tokens a word", "MB/s", *(name for _, name in groups))
+  rows = [
+    (
+      f"{one['size']:,}" + (" (chosen)" if one["size"] == found["chosen"] else ""),
+      f"{one['bytes_per_token']:.3f}",
+      f"{one['fertility']:.2f}",
+      f"{one['encode_mb_per_s']:.1f}",
+      *(f"{one[kind][name]:.2f}" if name in one[kind] else "–" for kind, name in groups),
+    )
+    for one in sizes
+  ]
+  note = f"on {sizes[0]['documents']:,} documents that no size was trained on; chosen: "
+  return charts.section("Tokenizer", charts.table(head, rows), note=note + str(found.get("why")))
 
 
 def _lengths_section(values: Json) -> charts.Html:
@@ -244,44 +281,20 @@ def _licences(values: Json) -> charts.Html:
   )
 
 
-def _duplicates(values: Json) -> charts.Html:
-  h = charts.Html
-  parts: list[charts.Html] = []
-  for found in values["duplicates"]:
-    about = "" if found["exact"] else "about "
-    parts += [
-      h("<h3>"),
-      charts.text(found["op"]),
-      h('</h3><p class="note">'),
-      charts.text(
-        f"{found['removed']:,} copies were removed from {about}{found['clusters']:,} clusters;"
-        f" the largest has {found['largest']:,}"
-      ),
-      h("</p>"),
-      charts.histogram(
-        list(found["sizes"]), [("dropped", "clusters by size", list(found["sizes"].values()))]
-      ),
-    ]
-    for i, pair in enumerate(found["pairs"]):
-      kept = pair["kept"]
-      if kept is None:
-        left, right = charts.text(pair["removed"]["text"]), charts.text("(not among the documents)")
-      else:
-        left, right = charts.marked_pair(pair["removed"]["text"], kept["text"])
-      parts.append(
-        charts.details(
-          f"{pair['removed']['id']} beside {pair['kept_id']}" + _similar(pair["removed"]),
-          h('<div class="pair"><div><b>removed</b><pre>'),
-          left,
-          h("</pre></div><div><b>kept</b><pre>"),
-          right,
-          h("</pre></div></div>"),
-          is_open=i == 0,
-        )
-      )
-  if not parts:
-    return h("")
-  return charts.section("Duplicates", *parts)
+def _years(values: Json) -> charts.Html:
+  totals: dict[str, int] = {}
+  for years in values["years"].values():
+    for year, documents in years.items():
+      totals[year] = totals.get(year, 0) + documents
+  known = sorted(year for year in totals if year.isdigit())
+  if not known:
+    return charts.Html("")
+  series = [("before", "documents of the sources", [totals[year] for year in known])]
+  return charts.section(
+    "Years",
+    charts.histogram(known, series),
+    note=f"of the documents whose source says one; {totals.get('unknown', 0):,} without",
+  )
 
 
 def _contamination(values: Json) -> charts.Html:
@@ -294,100 +307,6 @@ def _contamination(values: Json) -> charts.Html:
     return charts.Html("")
   head = ("evaluation set", "items", "n-grams", "documents hit", "n-grams hit")
   return charts.section("Overlap with evaluation sets", charts.table(head, rows))
-
-
-def _similar(document: Json) -> str:
-  jaccard = document["numbers"].get("jaccard")
-  return "" if jaccard is None else f" (Jaccard {jaccard:.2f})"
-
-
-def _flags(values: Json) -> charts.Html:
-  parts: list[charts.Html] = []
-  rows = [
-    (
-      r["field"],
-      f"{r['by']}: {r['value']}",
-      charts.number(r["documents"]),
-      charts.percent(r["flagged"], r["documents"]),
-      charts.percent(r["flagged_removed"], r["flagged"]),
-      charts.percent(r["removed"] - r["flagged_removed"], r["documents"] - r["flagged"]),
-    )
-    for r in values["flags"]
-    if r["flagged"]
-  ]
-  if rows:
-    head = ("field", "of", "documents", "flagged", "flagged removed", "others removed")
-    parts.append(charts.table(head, rows, left=2))
-  else:
-    parts.append(charts.Html('<p class="note">no document was flagged</p>'))
-  over = [
-    (
-      f"{r['stage']}/{r['op']}",
-      f"{r['by']}: {r['value']}",
-      charts.number(r["documents"]),
-      charts.number(r["removed"]),
-      charts.percent(r["removed"], r["documents"]),
-      f"{r['times_average']:.1f} ×",
-    )
-    for r in values["over_removal"]
-  ]
-  over_head = ("op", "of", "documents", "removed", "share", "of the average")
-  return charts.section(
-    "Harm and personal data, over-removal",
-    *parts,
-    charts.Html("<h3>Removed more often than the average document</h3>"),
-    charts.table(over_head, over, left=2),
-    note="Fields of the metadata that begin with harm_ or pii_. A filter that removes one language"
-    " or domain far more than others may judge its style and not its quality: look at examples.",
-  )
-
-
-def _document(document: Json, extra: str = "") -> charts.Html:
-  h = charts.Html
-  numbers = ", ".join(f"{k}={v:.4g}" for k, v in document["numbers"].items())
-  facts = [extra, document["url"], f"{document['characters']:,} characters", numbers]
-  return charts.join(
-    h('<div class="row"><b>'),
-    document["id"],
-    h("</b><span>"),
-    " · ".join(f for f in facts if f),
-    h("</span></div><pre>"),
-    document["text"],
-    h("</pre>"),
-  )
-
-
-def _near(values: Json) -> charts.Html:
-  h = charts.Html
-  parts = []
-  for group in values["near_threshold"]:
-    field = group["field"]
-    parts.append(
-      charts.details(
-        f"{group['stage']}/{group['op']}: {group['reason']} ({field})",
-        h('<div class="pair"><div><h3>just removed</h3>'),
-        *(_document(d, f"{field}={d['value']:.4g}") for d in group["removed"]),
-        h("</div><div><h3>just kept</h3>"),
-        *(_document(d, f"{field}={d['value']:.4g}") for d in group["kept"]),
-        h("</div></div>"),
-      )
-    )
-  if not parts:
-    return h("")
-  return charts.section("Near a threshold", *parts)
-
-
-def _examples(values: Json) -> charts.Html:
-  parts = [
-    charts.details(
-      f"{e['stage']}/{e['op']}: {e['reason']} ({e['count']:,})",
-      *(_document(d) for d in e["documents"]),
-    )
-    for e in values["examples"]
-  ]
-  return charts.section(
-    "Removed documents", *parts, note=f"{EXAMPLES} drawn at random of each op and reason"
-  )
 
 
 def _made(values: Json) -> charts.Html:
@@ -413,6 +332,15 @@ def _made(values: Json) -> charts.Html:
     )
     for s in values["stages"]
   ]
+  models = [
+    (f"{stage}/{op}", file, charts.Html(f"<code>{charts.text(sha)}</code>"))
+    for stage, found in values["models"].items()
+    for op, files in found.items()
+    for file, sha in files.items()
+  ]
+  if models:
+    head = ("op", "model or list", "sha256")
+    configs.insert(0, charts.details("models and lists", charts.table(head, models, left=3)))
   return charts.section(
     "How it was made",
     charts.table(("stage", "finished", "fingerprint", "time"), rows, left=3),

@@ -85,8 +85,11 @@ def histogram(labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[f
   )
   # On a narrow page every second label is hidden (CSS).
   axis = "".join(f"<span>{text(label)}</span>" for label in labels)
+  # Few columns would be walls.
+  width_limit = f' style="max-width:{110 * len(labels)}px"' if len(labels) < 8 else ""
   return Html(
-    f'<figure><figcaption>{legend}<span class="note">highest column: {top:,.0f}</span></figcaption>'
+    f"<figure{width_limit}><figcaption>{legend}"
+    f'<span class="note">highest column: {top:,.0f}</span></figcaption>'
     f'<svg class="columns" viewBox="0 0 100 60" preserveAspectRatio="none" role="img">'
     f'<line x1="0" y1="60" x2="100" y2="60"/>{"".join(rects)}</svg>'
     f'<div class="axis">{axis}</div></figure>'
@@ -170,7 +173,7 @@ margin:14px 0}
 th{color:var(--soft);font-weight:500;white-space:nowrap}
 th,td{text-align:left;padding:5px 10px 5px 0;border-bottom:1px solid var(--line);
 vertical-align:top}
-td{overflow-wrap:anywhere;min-width:4.5em}
+td{overflow-wrap:anywhere;min-width:4.5em}td:not(.n){min-width:7.5em}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .op{padding:9px 0;border-bottom:1px solid var(--line)}.op:last-child{border:0}
 .row{display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 14px;font-size:.9rem}
@@ -186,7 +189,8 @@ figure{margin:0}figcaption{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.8
 .key i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}
 .axis{display:flex;font-size:.7rem;color:var(--soft)}
 .axis span{flex:1;text-align:center;white-space:nowrap;overflow:hidden}
-details{border-top:1px solid var(--line);padding:7px 0}summary{cursor:pointer}
+details{border-top:1px solid var(--line);padding:7px 0}
+summary{cursor:pointer;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--page);border:1px solid var(--line);
 border-radius:8px;padding:9px 11px;margin:6px 0;font:13px/1.45 ui-monospace,monospace;
 max-height:24em;overflow-y:auto}

@@ -77,7 +77,16 @@ def run(
   started = time.perf_counter()
   counts = directory / "work" / "counts"
   steps = [
-    op.build(OpContext(name=name, counts=counts, removed=directory / "removed", words=config.words))
+    op.build(
+      OpContext(
+        name=name,
+        counts=counts,
+        removed=directory / "removed",
+        words=config.words,
+        only=op.only,
+        skip=op.skip,
+      )
+    )
     for name, op in config.enabled().items()
   ]
   pipeline = [

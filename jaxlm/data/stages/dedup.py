@@ -1,4 +1,4 @@
-"""The stage dedup: exact, url, lines, minhash; which duplicate stays is a rule, not an accident.
+"""The stage dedup: exact, url, lines, minhash, substring; who stays is a rule, not an accident.
 
 The passes read the stage before anew, with what earlier ops dropped left out; decisions between
 passes are made in the calling process, on records of a few bytes a document:
@@ -6,13 +6,13 @@ passes are made in the calling process, on records of a few bytes a document:
   1. scan: hashes, lengths, scores. Then exact and url are decided.
   2. lines (if on): counts of lines. Then the repeated ones are decided.
   3. signatures, buckets, clusters (if on): datatrove's MinHash. Then survivors are decided.
-  4. write: documents/ and removed/.
+  4. substrings (if on): hashes of windows of words. Then the repeated ones are decided.
+  5. write: documents/ and removed/.
 """
 
 import dataclasses
 import json
 import time
-import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,10 +32,7 @@ from jaxlm.data.stages.runner import (
   require_datatrove,
 )
 
-if typing.TYPE_CHECKING:
-  pass
-
-OPS_VERSION = 1
+OPS_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +164,11 @@ class _Dedup:
     if config.minhash.enabled:
       self._minhash()
     self._resolve()
+    if config.substring:
+      self._substrings()
     counts_folder = self.work / "counts"
     steps = [
-      *self._before("counts", ("exact", "url", "lines", "minhash"), removed=True),
+      *self._before("counts", tuple(self._ops()), removed=True),
       stage_io.Tally("after", counts_folder, None),
       stage_io.KeepWriter(self.directory / "documents"),
     ]
@@ -180,6 +179,10 @@ class _Dedup:
       op = count.op(name)
       if name in self.clusters:
         op["clusters"] = self.clusters[name]
+      if name == "substring":
+        op["passages_cut"] = count.extra["passages"]
+        op["documents_edited"] = count.extra["documents"]
+        op["characters_cut"] = count.extra["characters"]
       if name == "lines":
         op["lines_dropped"] = count.extra["lines"]
         op["documents_edited"] = count.extra["documents"]
@@ -192,12 +195,13 @@ class _Dedup:
       "url": self.config.url,
       "lines": self.config.lines is not LineUnit.NONE,
       "minhash": self.config.minhash.enabled,
+      "substring": self.config.substring,
     }
     return [name for name, is_on in on.items() if is_on]
 
   def _before(self, counts: str, ops: Sequence[str], removed: bool = False) -> list[Any]:
     """The steps that read the stage before and apply what was decided."""
-    from jaxlm.data.stages import dedup_steps, stage_io
+    from jaxlm.data.stages import dedup_steps, stage_io, substrings
 
     folder = self.work / counts
     steps: list[Any] = [stage_io.StageReader(self.upstream)]
@@ -210,6 +214,9 @@ class _Dedup:
       if name == "lines":
         table = self.work / "repeated_lines.npy"
         steps.append(dedup_steps.DropLines(table, self.config, folder, drop))
+      elif name == "substring":
+        table = self.work / "repeated_windows.npy"
+        steps.append(substrings.CutWindows(table, self.config, folder, drop))
       else:
         steps.append(stage_io.Decided(name, self.work / "decisions", folder, drop))
     return steps
@@ -294,6 +301,15 @@ class _Dedup:
           last = target[last.kept]
         final.append(dataclasses.replace(one, kept=last.kept, kept_id=last.kept_id))
       self._write(op, final)
+
+  def _substrings(self) -> None:
+    from jaxlm.data.stages import stage_io, substrings
+
+    folder = self.work / "windows"
+    before = self._before("scratch_windows", ("exact", "url", "lines", "minhash"))
+    self.runner("windows", [*before, substrings.CountWindows(folder, self.config)])
+    with stage_io.whole_file(self.work / "repeated_windows.npy") as file:
+      np.save(file, substrings.repeated_windows(folder))
 
   def _minhash(self) -> None:
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster

@@ -63,7 +63,8 @@ class MinhashConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class DedupConfig:
-  """Removes duplicates; ops in this order: exact, url, lines, minhash.
+  """Removes duplicates; ops in this order: exact, url, lines, minhash,
+  substring.
 
   exact: documents of equal text; exact_normalise: after folding case and runs of white space.
   url: documents of equal metadata["url"] (case of scheme and host, fragment and closing slash do
@@ -73,7 +74,8 @@ class DedupConfig:
   across_sources: False: only documents of one metadata["source"] are duplicates of each other.
   keep, score_field, source_priority: which duplicate stays (KeepRule). Sources that
     source_priority does not name come after those it names.
-  substring: sequence-level duplicates need suffix arrays, which is not built in: must be False.
+  substring: cuts passages of at least substring_words words that an earlier document holds too
+    (stages/substrings.py); a document left empty is dropped. Costs 16 bytes of disk a word.
   """
 
   exact: bool = True
@@ -88,6 +90,7 @@ class DedupConfig:
   score_field: str = "score"
   source_priority: tuple[str, ...] = ()
   substring: bool = False
+  substring_words: int = 50
 
   def validate(self, path: str = "config.dedup") -> None:
     """UserError with the dotted path for a value that can not work."""
@@ -100,11 +103,8 @@ class DedupConfig:
       raise UserError(f"{path}.score_field='': name the metadata field that holds the score")
     if len(set(self.source_priority)) != len(self.source_priority):
       raise UserError(f"{path}.source_priority={self.source_priority!r}: names a source twice")
-    if self.substring:
-      raise UserError(
-        f"{path}.substring=True: needs the external Rust tool deduplicate-text-datasets, which is "
-        f"not part of this command; use --{path}.lines=paragraph, or run that tool on documents/"
-      )
+    if self.substring_words < 2:
+      raise UserError(f"{path}.substring_words={self.substring_words}: must be at least 2")
 
 
 class Action(enum.Enum):

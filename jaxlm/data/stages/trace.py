@@ -19,7 +19,7 @@ from jaxlm.data.config import DataConfig, TokenShardsConfig
 from jaxlm.data.manifest import FILE_NAME, Manifest, Shard
 from jaxlm.data.mixture import Mixture, proportional
 from jaxlm.data.order import BlockShuffle
-from jaxlm.data.stages.report import sidecar
+from jaxlm.data.stages.report_dataset import sidecar
 from jaxlm.errors import UserError
 from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
 

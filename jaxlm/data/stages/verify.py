@@ -12,7 +12,7 @@ from typing import Any
 from jaxlm.data.manifest import FILE_NAME, ITEM_SIZES, Manifest, Split
 from jaxlm.data.stages import base
 from jaxlm.data.stages.chain import finished, upstream_dir
-from jaxlm.data.stages.report import sidecar
+from jaxlm.data.stages.report_dataset import sidecar
 from jaxlm.errors import UserError
 
 SHOWN = 3  # problems named in the error

@@ -273,8 +273,8 @@ def test_a_killed_run_is_taken_up(made, tmp_path, monkeypatch):
 
 def test_bad_input(tmp_path):
   up = upstream(tmp_path, FILES)
-  with pytest.raises(UserError, match="substring"):
-    dedup.run(up, tmp_path, DedupConfig(substring=True))
+  with pytest.raises(UserError, match="substring_words=1"):
+    dedup.run(up, tmp_path, DedupConfig(substring=True, substring_words=1))
   with pytest.raises(UserError, match="did not finish"):
     dedup.run(tmp_path, tmp_path, DedupConfig())
   with pytest.raises(UserError, match=r"max_drop_ratio=0\.1"):
@@ -300,3 +300,52 @@ def test_a_signature_file_that_was_cut_is_named(tmp_path):
   file.write_bytes(file.read_bytes()[:-5])
   with pytest.raises(UserError, match="bucket_003"):
     minhash.verify_signatures(tmp_path / "s", lsh, 1)
+
+
+PASSAGE = prose(99, 60)
+
+
+def test_a_passage_that_two_documents_share_is_cut_from_the_second(tmp_path):
+  """Broken by windows that are cut where they do not repeat, or from the first document too."""
+  texts = {
+    "first": f"{prose(1)} {PASSAGE} {prose(2)}",
+    "other": prose(3),
+    "second": f"{prose(4)}\n{PASSAGE.title()} {prose(5)}",
+    "short": " ".join(PASSAGE.split()[:49]),  # less than a window
+    "twice": f"{prose(6, 60)} {prose(7)} {prose(6, 60)}",  # within one document it stays
+    "all": PASSAGE,
+  }
+  rows = [doc(name, text) for name, text in texts.items()]
+  config = DedupConfig(minhash=OFF, substring=True)
+  made = {}
+  for tasks in (1, 2):
+    place = tmp_path / str(tasks)
+    directory, record, kept = run(place, [rows[:2], rows[2:]], config, tasks=tasks)
+    made[tasks] = record["files"]
+  assert made[1] == made[2]
+  texts.pop("all")
+  texts["second"] = f"{prose(4)}\n{prose(5)}"
+  assert {d["id"]: d["text"] for d in kept} == texts
+  op = record["ops"][-1]
+  assert op["name"] == "substring" and op["reasons"] == {"only_repeated_passages": 1}
+  assert (op["passages_cut"], op["documents_edited"]) == (1, 1)
+  assert op["characters_cut"] == len(PASSAGE) + 1
+  (gone,) = base.iter_documents(directory, "substring")
+  assert gone["id"] == "all"
+
+
+def test_passages_of_different_sources_stay_where_sources_are_apart(tmp_path):
+  rows = [doc(s, f"{prose(i)} {PASSAGE}", source=s) for i, s in enumerate("ab")]
+  config = DedupConfig(minhash=OFF, substring=True, across_sources=False)
+  kept = run(tmp_path, [rows], config)[2]
+  assert [d["text"] for d in kept] == [row["text"] for row in rows]
+
+
+def test_windows_are_those_computed_one_by_one():
+  from jaxlm.data.stages.substrings import windows
+
+  text = "a b c d a b c e a B C d"
+  found, _ = windows(text, 3)
+  grams = [" ".join(text.lower().split()[i : i + 3]) for i in range(10)]
+  same = {(i, j) for i in range(10) for j in range(i) if grams[i] == grams[j]}
+  assert {(i, j) for i in range(10) for j in range(i) if found[i] == found[j]} == same

@@ -32,12 +32,17 @@ class Action(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpContext:
-  """What an op is built with: its name in the config, where its books and removed documents go."""
+  """What an op is built with: its name in the config, where its books and removed documents go.
+
+  only, skip: OpConfig's.
+  """
 
   name: str
   counts: Path
   removed: Path
   words: Words = Words.REGEX
+  only: tuple[str, ...] = ()
+  skip: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,11 +52,16 @@ class OpConfig(abc.ABC):
   VERSION goes up when the same fields decide otherwise than before: a new directory is made then.
 
   enabled: False leaves the op out, e.g. --config.clean.ops['c4'].enabled=False.
+  only: metadata formats ("code", "html") of the documents that it judges; (): all. skip: formats of
+    those that it leaves alone. Either way the others pass as they are, and `extra.passed_by` counts
+    them. Rules made for prose skip code by default; documents without a format are never skipped.
   """
 
   VERSION: ClassVar[int] = 1
 
   enabled: bool = True
+  only: tuple[str, ...] = ()
+  skip: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def build(self, context: OpContext) -> "CountedOp":
@@ -63,6 +73,8 @@ class OpConfig(abc.ABC):
 
   def validate(self, path: str) -> None:
     """UserError with the dotted path for a value that can not work, or a file that is missing."""
+    if both := set(self.only) & set(self.skip):
+      raise UserError(f"{path}: {min(both)!r} stands in only and in skip: leave it in one of them")
     for file in self.files():
       if not Path(file).expanduser().exists():
         raise UserError(f"{path}: {file}: no such file; correct the path")

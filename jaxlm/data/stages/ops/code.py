@@ -23,6 +23,7 @@ class CodeConfig(OpConfig):
     min_lines: fewer lines are dropped.
   """
 
+  only: tuple[str, ...] = ("code",)
   max_line_length: int | None = 1000
   max_mean_line_length: float | None = 100.0
   min_alphanumeric: float | None = 0.25

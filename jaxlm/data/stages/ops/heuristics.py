@@ -21,6 +21,7 @@ class GopherRepetitionConfig(OpConfig):
     duplicate_n_grams: characters in repeated 5-, 6-, … 10-grams.
   """
 
+  skip: tuple[str, ...] = ("code",)
   duplicate_lines: float | None = 0.3
   duplicate_paragraphs: float | None = 0.3
   duplicate_line_characters: float | None = 0.2
@@ -36,6 +37,8 @@ class GopherRepetitionConfig(OpConfig):
   def validate(self, path: str) -> None:
     super().validate(path)
     for field in dataclasses.fields(self):
+      if field.name in ("only", "skip"):
+        continue
       value = getattr(self, field.name)
       for one in value if isinstance(value, tuple) else (value,):
         if not isinstance(one, bool):
@@ -54,6 +57,7 @@ class GopherQualityConfig(OpConfig):
     min_stop_words: different ones of the, be, to, of, and, that, have, with, or of stop_words.
   """
 
+  skip: tuple[str, ...] = ("code",)
   min_doc_words: int | None = 50
   max_doc_words: int | None = 100_000
   min_mean_word_length: float | None = 3.0
@@ -101,6 +105,7 @@ class C4Config(OpConfig):
     citations: "[1]", "[edit]" are cut.
   """
 
+  skip: tuple[str, ...] = ("code",)
   terminal_punctuation: bool = False
   min_sentences: int | None = 5
   min_words_per_line: int | None = 3
@@ -128,6 +133,7 @@ class FineWebConfig(OpConfig):
     max_newlines_per_word: above it the text is a list.
   """
 
+  skip: tuple[str, ...] = ("code",)
   min_line_punctuation: float = 0.12
   max_short_lines: float = 0.67
   short_line_length: int = 30
@@ -161,6 +167,7 @@ class RefinedWebLinesConfig(OpConfig):
     max_navigation_words: of a line from which such leftovers are cut.
   """
 
+  skip: tuple[str, ...] = ("code",)
   max_uppercase: float = 0.5
   max_removed_words: float = 0.05
   max_navigation_words: int = 10

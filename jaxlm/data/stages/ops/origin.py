@@ -66,6 +66,7 @@ class LanguageConfig(OpConfig):
     label_only: nothing is dropped.
   """
 
+  skip: tuple[str, ...] = ("code",)
   model: str = ""
   languages: tuple[str, ...] = ("en",)
   threshold: float = 0.65

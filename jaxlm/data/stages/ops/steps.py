@@ -22,6 +22,15 @@ class Op(CountedOp):
 
   def __init__(self, context: OpContext):
     super().__init__(context.name, context.counts, context.removed / context.name)
+    self.only, self.skip = frozenset(context.only), frozenset(context.skip)
+
+  def _judge(self, document: Document, count: Count) -> tuple[str | None, str]:
+    if self.only or self.skip:
+      kind = document.metadata.get("format")
+      if kind in self.skip or (self.only and kind not in self.only):
+        count.extra["passed_by"] += 1
+        return None, ""
+    return super()._judge(document, count)
 
   def mark(self, document: Document, reason: str, value: float, limit: float | None) -> None:
     """Puts the value into the metadata where it lies near the limit, for the report's examples.

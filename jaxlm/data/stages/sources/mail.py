@@ -103,7 +103,10 @@ def _about(message: EmailMessage) -> dict[str, str]:
   found = {"title": " ".join(str(subject).encode("utf-8", "replace").decode().split())}
   try:
     date = message["Date"]
-    found["date"] = date.datetime.isoformat() if date is not None and date.datetime else ""
+    when = date.datetime if date is not None else None
+    if when and when.year < 1000:  # of three digits: 1900 is to be added (RFC 5322, 4.3)
+      when = when.replace(year=when.year + 1900)
+    found["date"] = when.isoformat() if when else ""
   except (ValueError, AttributeError, TypeError, IndexError):
     pass
   return found

@@ -74,7 +74,8 @@ def test_an_archive_cut_short_anywhere_is_refused(tmp_path, gz):
   """Broken by a reader that takes the end of the file for the end of the archive."""
   pages = [("200 OK", HTML, BODY)] * 4
   whole = warc_bytes(pages, gz=gz)
-  record = len(whole) - len(warc_bytes(pages[:3], gz=gz))
+  # Of these very bytes: ids are random, so that the packed size of a record differs each time.
+  record = len(whole) - whole.rindex(b"\x1f\x8b\x08" if gz else b"WARC/1.")
   for lost in (1, 2, 4, 5, 7, record // 3, record // 2, record - 40, record - 3):
     with pytest.raises(UserError, match=r"a\.warc: damaged") as error:
       read(_file(tmp_path, whole[:-lost]))
