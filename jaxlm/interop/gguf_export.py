@@ -11,6 +11,8 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.interop.gguf_families import Spec, llama3_factors, part_of, rename, spec_of_model
 from jaxlm.interop.gguf_file import MAGIC, library
+from jaxlm.interop.hf_folder import both_spellings
+from jaxlm.interop.hf_folder import both_spellings
 
 ALIGN = 32
 # general.file_type (llama.cpp's llama_ftype) of each.
@@ -45,7 +47,9 @@ def write_gguf(
   gguf, file = library(), Path(path)
   if file.exists():
     raise UserError(f"{file}: is there already: name a new file")
+  config = both_spellings(config)
   spec = spec_of_model(str(config.get("model_type")))
+  config = both_spellings(config)  # a folder of transformers 5 has rope_parameters alone
   back = {hf: own for own, hf in spec.names.items()}
   head = _metadata(config, spec, kind) | dict(tokenizer)
   entries = []
@@ -118,7 +122,7 @@ def _factors(config: Mapping[str, Any], spec: Spec) -> np.ndarray | None:
   if not scaling or scaling.get("rope_type") != "llama3":
     return None
   head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-  return llama3_factors(head_dim, float(config["rope_theta"]), scaling)
+  return llama3_factors(head_dim, float(config.get("rope_theta") or 1e4), scaling)
 
 
 def _metadata(config: Mapping[str, Any], spec: Spec, kind: str) -> dict[str, Any]:
@@ -139,9 +143,9 @@ def _metadata(config: Mapping[str, Any], spec: Spec, kind: str) -> dict[str, Any
   head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
   out[f"{arch}.attention.key_length"] = out[f"{arch}.attention.value_length"] = head_dim
   out[f"{arch}.rope.dimension_count"] = head_dim
-  out[f"{arch}.rope.freq_base"] = float(config["rope_theta"])
+  out[f"{arch}.rope.freq_base"] = float(config.get("rope_theta") or 1e4)
   scaling = config.get("rope_scaling")
-  how = (scaling or {}).get("rope_type", "default")
+  how = (scaling or {}).get("rope_type") or (scaling or {}).get("type", "default")
   if how in ("linear", "yarn"):
     assert scaling is not None
     out[f"{arch}.rope.scaling.type"] = how

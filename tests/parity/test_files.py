@@ -1,4 +1,4 @@
-"""Converted checkpoints against transformers: folders, tokenizers, GGUF, real trained weights."""
+"""Converted checkpoints against transformers: folders, tokenizers, GGUF, and real weights."""
 
 import json
 import math
@@ -123,6 +123,7 @@ def test_training_goes_on_from_an_import(tiny, tmp_path):
 
 
 def test_transformers_own_gguf_reader_agrees(tiny, tmp_path):
+  pytest.importorskip("accelerate")  # transformers asks for it
   bundle = open_bundle(tiny)
   export = convert.Export(bundle.tensors.config, lambda: stream(bundle.tensors), bundle.files, {})
   convert.write(export, f"gguf:{tmp_path / 'x.gguf'}:F32")
@@ -145,27 +146,10 @@ def _texts(count=200):
 
 
 def _sentencepiece(kind):
-  import io
+  from jaxlm.data.prep.config import TokenizerModel
+  from jaxlm.data.prep.train_tokenizer import train_sentencepiece
 
-  import sentencepiece
-
-  from jaxlm.tokenizers.sentencepiece import SentencePieceTokenizer
-
-  out = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(_texts()),
-    model_writer=out,
-    vocab_size=600,
-    model_type=kind,
-    byte_fallback=True,
-    normalization_rule_name="identity",
-    add_dummy_prefix=False,
-    remove_extra_whitespaces=False,
-    user_defined_symbols=["\n"],
-    required_chars=" ",
-    minloglevel=2,
-  )
-  return SentencePieceTokenizer(out.getvalue())
+  return train_sentencepiece(_texts(), 600, model=TokenizerModel(kind))
 
 
 def _tiktoken():
