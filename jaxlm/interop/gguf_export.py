@@ -12,7 +12,6 @@ from jaxlm.errors import UserError
 from jaxlm.interop.gguf_families import Spec, llama3_factors, part_of, rename, spec_of_model
 from jaxlm.interop.gguf_file import MAGIC, library
 from jaxlm.interop.hf_folder import both_spellings
-from jaxlm.interop.hf_folder import both_spellings
 
 ALIGN = 32
 # general.file_type (llama.cpp's llama_ftype) of each.
@@ -47,7 +46,6 @@ def write_gguf(
   gguf, file = library(), Path(path)
   if file.exists():
     raise UserError(f"{file}: is there already: name a new file")
-  config = both_spellings(config)
   spec = spec_of_model(str(config.get("model_type")))
   config = both_spellings(config)  # a folder of transformers 5 has rope_parameters alone
   back = {hf: own for own, hf in spec.names.items()}

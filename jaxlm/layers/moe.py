@@ -158,7 +158,11 @@ class MoeMlp(nnx.Module):
         out_specs=(x_spec, jax.P(token_axes)),
         check_vma=False,
       )(constrain(x_BTD, *X_AXES), *weights)
-    return checkpoint_name(y_BTD, "mlp"), _aux(sums, num_tokens=math.prod(x_BTD.shape[:2]))
+    aux = _aux(sums, num_tokens=math.prod(x_BTD.shape[:2]))
+    if self.has_router_bias:
+      pull = _overload(self.router_bias[...].astype(jnp.float32), sums)
+      aux = aux._replace(load_balance=aux.load_balance + pull)
+    return checkpoint_name(y_BTD, "mlp"), aux
 
   def _local(
     self,
@@ -373,6 +377,18 @@ def _mesh_axes(entry: Any) -> tuple[str, ...]:
   if entry is None:
     return ()
   return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _overload(bias_E: jax.Array, sums: _Sums) -> jax.Array:
+  """0, with the sign of each expert's overload as its gradient by the bias.
+
+  The choice of experts has no gradient of its own. An optimizer that goes by signs (AdamW, Lion)
+  then moves the bias against the overload, as DeepSeek-V3 does by hand (arXiv:2408.15664), at the
+  learning rate instead of a rate of its own.
+  """
+  choices_E = jnp.sum(sums.choices_1E, axis=0)
+  pull = jnp.sum(bias_E * jax.lax.stop_gradient(jnp.sign(choices_E - jnp.mean(choices_E))))
+  return pull - jax.lax.stop_gradient(pull)
 
 
 def _aux(sums: _Sums, num_tokens: int) -> MoeAux:

@@ -246,3 +246,38 @@ def test_impossible_shapes_are_refused():
     make(Activation.GELU)
   with pytest.raises(ValueError, match="experts_per_token"):
     make(per_token=9)
+
+
+def test_router_bias_is_pulled_against_the_overload():
+  """Its gradient of the load-balancing loss is the sign of each expert's overload, and it adds
+  nothing to the loss itself."""
+  common = dict(
+    embed_dim=D,
+    mlp_dim=F,
+    num_experts=E,
+    experts_per_token=K,
+    activation=Activation.SWIGLU,
+    init=normal(0.5),
+    init_out=normal(0.5),
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+  )
+  model = MoeMlp(router_bias=True, rngs=nnx.Rngs(0), **common)
+  graph, state = nnx.split(model)
+  x = make_x()
+
+  def balance(bias):
+    params = nnx.to_pure_dict(state) | {"router_bias": bias}
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)(x)[1].load_balance
+
+  params = nnx.to_pure_dict(state)
+  zero = jnp.zeros(E)
+  value, grad = jax.value_and_grad(balance)(zero)
+  logits = x.reshape(-1, D) @ params["router"]
+  choices = np.bincount(np.asarray(jax.lax.top_k(logits, K)[1]).ravel(), minlength=E)
+  np.testing.assert_array_equal(grad, np.sign(choices - choices.mean()))
+  plain = MoeMlp(router_bias=False, rngs=nnx.Rngs(0), **common)
+  without, rest = nnx.split(plain)
+  nnx.replace_by_pure_dict(rest, {k: v for k, v in params.items() if k != "router_bias"})
+  assert float(value) == pytest.approx(float(nnx.merge(without, rest)(x)[1].load_balance))
