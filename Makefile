@@ -18,13 +18,14 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.pytest_cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo demo-web test test-slow lint clean
+.PHONY: help demo demo-web test test-slow test-parity lint clean
 
 help:
 	@echo "make demo       prepare a corpus, train a small model, evaluate it and sample from it"
 	@echo "make demo-web   crawled pages, mails, code and more to clean shards, and a short training on them"
 	@echo "make test       lint, types and all tests that take seconds"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-parity  families and checkpoints against transformers (installs PyTorch: large)"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      delete caches and the virtual environment"
 
@@ -48,6 +49,11 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	@echo "make: running the slow tests"
 	@$(BIN)/python -m pytest -m slow
+
+test-parity: $(VENV)/.installed-dev
+	@echo "make: installing PyTorch and transformers, which the comparison needs"
+	@$(INSTALL) -e '.[parity]'
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests/parity
 
 lint: $(VENV)/.installed-dev
 	@echo "make: ruff and mypy"

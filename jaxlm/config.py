@@ -10,7 +10,7 @@ import math
 from jaxlm import configlib
 from jaxlm.data.config import DataConfig, TokenShardsConfig
 from jaxlm.errors import UserError
-from jaxlm.mesh import BATCH_AXES, Context, MeshConfig
+from jaxlm.mesh import BATCH_AXES, MeshConfig, check_heads, check_tokens
 from jaxlm.models.config import DecoderConfig, ModelConfig
 from jaxlm.optim.adamw import AdamWConfig
 from jaxlm.optim.base import OptimizerConfig
@@ -154,25 +154,12 @@ class RunConfig:
         f"{path}.objective.loss_chunks={self.objective.loss_chunks}: times "
         f"{path}.mesh.sequence={sizes['sequence']} must divide {path}.data.seq_len"
       )
-    self._validate_context(path, sizes)
+    check_tokens(self.data.seq_len, sizes["sequence"], self.mesh.context)
+    heads = getattr(self.model, "num_heads", 0)
+    check_heads(heads, sizes["sequence"], sizes["model"], self.mesh.context)
     self._validate_stages(path, sizes)
     self.model.validate_mesh(f"{path}.model", sizes)
     return sizes
-
-  def _validate_context(self, path: str, sizes: dict[str, int]) -> None:
-    n, context = sizes["sequence"], self.mesh.context
-    if n > 1 and context is not Context.ULYSSES and self.data.seq_len % (2 * n):
-      raise UserError(
-        f"{path}.data.seq_len={self.data.seq_len}: must be divisible by {2 * n} = "
-        f"2 × {path}.mesh.sequence={n} for {path}.mesh.context={context.name}"
-      )
-    heads = getattr(self.model, "num_heads", 0)
-    if context is Context.ULYSSES and heads % (n * sizes["model"]):
-      raise UserError(
-        f"{path}.model.num_heads={heads}: must be divisible by {n * sizes['model']} = "
-        f"{path}.mesh.sequence={n} × {path}.mesh.model={sizes['model']} for "
-        f"{path}.mesh.context=ULYSSES; GATHER and RING take any"
-      )
 
   def _validate_stages(self, path: str, sizes: dict[str, int]) -> None:
     if sizes["stage"] == 1:

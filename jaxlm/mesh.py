@@ -149,3 +149,22 @@ class MeshConfig:
     if sizes["model"] > 1:
       changes["act_residual"] = ("sequence", "model")
     return {**RULES, **changes}
+
+
+def check_tokens(seq_len: int, n: int, context: Context) -> None:
+  """Raises UserError unless n devices on the sequence axis can share rows of seq_len tokens."""
+  if context is not Context.ULYSSES and n > 1 and seq_len % (2 * n):
+    raise UserError(
+      f"config.data.seq_len={seq_len}: must be divisible by {2 * n} = 2 × config.mesh.sequence={n} "
+      f"for config.mesh.context={context.name}"
+    )
+
+
+def check_heads(num_heads: int, n: int, model: int, context: Context) -> None:
+  """Raises UserError unless n devices on the sequence axis can share the heads, if they must."""
+  if context is Context.ULYSSES and num_heads % (n * model):
+    raise UserError(
+      f"config.model.num_heads={num_heads}: must be divisible by {n * model} = "
+      f"config.mesh.sequence={n} × config.mesh.model={model} for config.mesh.context=ULYSSES; "
+      "GATHER and RING take any"
+    )

@@ -21,7 +21,7 @@ class LossSum:
     total: float32 (), what is minimised, summed.
     nll: float32 (), the cross-entropy alone in nats, summed: what perplexity is made of.
     weight: float32 (), the sum of the targets' weights.
-    router: of a model with experts: what its routers say (layers.moe.MoeAux), times the weight.
+    router: of a model with experts: what its routers say (layers.moe_aux.MoeAux), times the weight.
   """
 
   total: jax.Array
@@ -60,7 +60,7 @@ class NextToken:
     """The sums for the last hidden states and the output table, both in the compute dtype.
 
     Args:
-      router: layers.moe.MoeAux of a model with experts.
+      router: layers.moe_aux.MoeAux of a model with experts.
 
     Differentiate `total`: with chunks, nothing flows through `nll`.
     """

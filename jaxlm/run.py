@@ -264,7 +264,7 @@ class _Training:
     )
     with (
       Progress(config.num_steps, start_step, batch * seq_len, stream=stream) as progress,
-      self.pipeline.iterator(batch, start_row, *row_shard(self.layout)) as batches,
+      self.pipeline.iterator(batch, start_row, *self.layout.row_shard()) as batches,
       Preemption(self.checkpointer.reached_preemption) as preemption,
     ):
       monitor = Monitor(
@@ -331,7 +331,7 @@ class _Seen:
   """Batches that someone looks at; see training.loop.Batches."""
 
   def __init__(self, batches: BatchIterator, on_batch: OnBatch, rows: int, layout: Layout):
-    index, count = row_shard(layout)
+    index, count = layout.row_shard()
     self._batches, self._on_batch, self._offset = batches, on_batch, index * (rows // count)
 
   @property
@@ -349,26 +349,6 @@ class _Seen:
     return arrays
 
 
-def row_shard(layout: Layout) -> tuple[int, int]:
-  """(index, count): which of `count` equal, contiguous parts of each batch this process loads.
-
-  Processes whose devices differ along other axes only (tensor parallelism over hosts) share one.
-
-  Raises:
-    UserError: its devices do not stand side by side on the batch's axes.
-  """
-  shares = layout.size(*BATCH_AXES)
-  where = layout.sharding(("act_batch",)).addressable_devices_indices_map((shares,))
-  here = sorted({index[0].start or 0 for index in where.values() if index})
-  if here != list(range(here[0], here[0] + len(here))) or shares % len(here) or here[0] % len(here):
-    raise UserError(
-      f"config.mesh: process {jax.process_index()} holds the parts {here} of {shares} of a batch,"
-      " which do not stand side by side: choose data × fsdp × expert as a multiple of a process's"
-      " devices, or a divisor"
-    )
-  return here[0] // len(here), shares // len(here)
-
-
 def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
   """The score on the split eval.split of the dataset at `path`. scorer: make_scoring_step's."""
   source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
@@ -376,7 +356,7 @@ def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layou
   )
   batch = config.eval.batch_size or config.global_batch_size
   shards = layout.size(*BATCH_AXES)
-  shard_index, shard_count = row_shard(layout)
+  shard_index, shard_count = layout.row_shard()
   batches = evaluation_batches(
     source,
     -(-batch // shards) * shards,

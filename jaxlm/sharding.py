@@ -52,6 +52,26 @@ class Layout:
     """The number of devices along these mesh axes."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
+  def row_shard(self) -> tuple[int, int]:
+    """(index, count): which of `count` equal, contiguous parts of each batch this process loads.
+
+    Processes whose devices differ along other axes only (tensor parallelism over hosts) share one.
+
+    Raises:
+      UserError: its devices do not stand side by side on the batch's axes.
+    """
+    shares = self.size(*BATCH_AXES)
+    where = self.sharding(("act_batch",)).addressable_devices_indices_map((shares,))
+    here = sorted({index[0].start or 0 for index in where.values() if index})
+    first, size = here[0], len(here)
+    if here != list(range(first, first + size)) or shares % size or first % size:
+      raise UserError(
+        f"config.mesh: process {jax.process_index()} holds the parts {here} of {shares} of a batch,"
+        " which do not stand side by side: choose data × fsdp × expert as a multiple of a process's"
+        " devices, or a divisor"
+      )
+    return first // size, shares // size
+
   @property
   def zigzag(self) -> bool:
     """Whether the tokens of a row lie in zigzag order on the sequence axis."""

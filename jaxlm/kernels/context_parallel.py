@@ -18,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.errors import UserError
 from jaxlm.kernels import blockwise
 from jaxlm.kernels.blockwise import Tokens, join_chunks, split_chunks
 from jaxlm.kernels.ring import AXIS, ring
-from jaxlm.mesh import Context
+from jaxlm.mesh import Context, check_heads, check_tokens
 from jaxlm.sharding import active, constrain
 
 # A kernel for one device: kernel(q_BTHK, k_BSNK, v_BSNK, segment_ids_BS, places_T) -> (B, T, H, K),
@@ -95,25 +94,6 @@ def over_sequence(
     slopes_H,
   )
   return out
-
-
-def check_tokens(seq_len: int, n: int, context: Context) -> None:
-  """Raises UserError unless n devices on the axis can share rows of seq_len tokens."""
-  if context is not Context.ULYSSES and n > 1 and seq_len % (2 * n):
-    raise UserError(
-      f"config.data.seq_len={seq_len}: must be divisible by {2 * n} = 2 × config.mesh.sequence={n} "
-      f"for config.mesh.context={context.name}"
-    )
-
-
-def check_heads(num_heads: int, n: int, model: int, context: Context) -> None:
-  """Raises UserError unless n devices on the axis can share the heads, where they must."""
-  if context is Context.ULYSSES and num_heads % (n * model):
-    raise UserError(
-      f"config.model.num_heads={num_heads}: must be divisible by {n * model} = "
-      f"config.mesh.sequence={n} × config.mesh.model={model} for config.mesh.context=ULYSSES; "
-      "GATHER and RING take any"
-    )
 
 
 def _gathered(

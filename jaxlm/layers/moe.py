@@ -10,7 +10,7 @@ hands back their sums of its own experts' results: nothing is dropped for a full
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.grouped_matmul import Backends, grouped_matmul
 from jaxlm.layers.config import GATED, Activation, Router
+from jaxlm.layers.moe_aux import MoeAux, Sums, overload, summary
+from jaxlm.layers.moe_rows import capacity_rows, combine, counts, dispatch, grouped_rows
 from jaxlm.sharding import Initializer, active, constant, constrain, gather, param
 
 X_AXES = ("act_batch", "act_seq", "act_embed")
 
 
-class MoeAux(NamedTuple):
-  """What a layer says of its routing: float32 scalars, over the tokens of all devices.
-
-  Attributes:
-    load_balance: E Σ_e f_e p_e (Fedus et al. 2021, arXiv:2101.03961, without their factor): f the
-      experts' shares of the choices, p their mean probabilities. 1 when even, E at worst.
-    z_loss: mean squared logsumexp of the router's logits (Zoph et al. 2022, arXiv:2202.08906).
-    load_entropy: entropy of f in units of log E: 1 when even, 0 when one expert gets all.
-    dropped: the share of choices that found their expert full.
-  """
-
-  load_balance: jax.Array
-  z_loss: jax.Array
-  load_entropy: jax.Array
-  dropped: jax.Array
-
-
 _Arrays = tuple[jax.Array, ...]
-
-
-class _Sums(NamedTuple):
-  """One device's sums over its tokens, with a leading dim of 1 that is spread over the devices."""
-
-  choices_1E: jax.Array
-  probs_1E: jax.Array
-  z_1: jax.Array
-  dropped_1: jax.Array
 
 
 # Room for a quarter and a half more than an even load, and for twice that load.
@@ -158,9 +134,9 @@ class MoeMlp(nnx.Module):
         out_specs=(x_spec, jax.P(token_axes)),
         check_vma=False,
       )(constrain(x_BTD, *X_AXES), *weights)
-    aux = _aux(sums, num_tokens=math.prod(x_BTD.shape[:2]))
+    aux = summary(sums, num_tokens=math.prod(x_BTD.shape[:2]))
     if self.has_router_bias:
-      pull = _overload(self.router_bias[...].astype(jnp.float32), sums)
+      pull = overload(self.router_bias[...].astype(jnp.float32), sums)
       aux = aux._replace(load_balance=aux.load_balance + pull)
     return checkpoint_name(y_BTD, "mlp"), aux
 
@@ -174,7 +150,7 @@ class MoeMlp(nnx.Module):
     *,
     mlp_axes: tuple[str, ...] = (),
     expert_axes: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, _Sums]:
+  ) -> tuple[jax.Array, Sums]:
     """One device's tokens through the experts, of which it may hold some, and a part of F."""
     (E, D), K = gate_EDF.shape[:2], self.experts_per_token
     x_ND = x_BTD.reshape(-1, D)
@@ -185,7 +161,7 @@ class MoeMlp(nnx.Module):
     )
     probs_NE, gates_NK, experts_NK = self._route(logits_NE, bias_1E)
 
-    choices_A = _counts(experts_NK, router_DE.shape[1])
+    choices_A = counts(experts_NK, router_DE.shape[1])
     x_ND = x_ND.astype(self.dtype)
     if expert_axes:
       x_ND, gates_NK, experts_NK = (
@@ -195,7 +171,7 @@ class MoeMlp(nnx.Module):
       # Experts of other devices become an expert E, behind all others and without rows.
       experts_NK = jnp.where((here_NK >= 0) & (here_NK < E), here_NK, E)
     N = x_ND.shape[0]
-    sizes_E = _counts(experts_NK, E)
+    sizes_E = counts(experts_NK, E)
     order = jnp.argsort(experts_NK.reshape(-1), stable=True)
     # The concatenation is one pass with the cast of the weights, and lets one product read x once.
     gate_up_EDF = jnp.concatenate([gate_EDF, up_EDF], axis=-1)
@@ -218,7 +194,7 @@ class MoeMlp(nnx.Module):
       y_ND = lax.psum_scatter(y_ND, expert_axes, scatter_dimension=0, tiled=True)
 
     kept = jnp.sum(sizes_E if C is None else jnp.minimum(sizes_E, C), dtype=jnp.float32)
-    sums = _Sums(
+    sums = Sums(
       choices_1E=choices_A.astype(jnp.float32)[None],
       probs_1E=jnp.sum(probs_NE, axis=0)[None],
       z_1=jnp.sum(jax.nn.logsumexp(logits_NE, axis=-1) ** 2)[None],
@@ -326,9 +302,9 @@ class MoeMlp(nnx.Module):
     x_ND, gates_NK, gate_up_EDF, down_EFD = arrays
     K, F = experts_NK.shape[1], down_EFD.shape[1]
     if C is None:
-      choice_R, row_NK = _grouped_rows(order, experts_NK, sizes_E)
+      choice_R, row_NK = grouped_rows(order, experts_NK, sizes_E)
     else:
-      choice_R, row_NK = _capacity_rows(order, experts_NK, sizes_E, C)
+      choice_R, row_NK = capacity_rows(order, experts_NK, sizes_E, C)
 
     def product(x_RD: jax.Array, w_EDF: jax.Array) -> jax.Array:
       if C is None:
@@ -336,8 +312,8 @@ class MoeMlp(nnx.Module):
       E, D, F = w_EDF.shape
       return jnp.einsum("ECD,EDF->ECF", x_RD.reshape(E, C, D), w_EDF).reshape(-1, F)
 
-    x_RD = _dispatch(K, x_ND, choice_R, row_NK)
-    gates_R1 = _dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
+    x_RD = dispatch(K, x_ND, choice_R, row_NK)
+    gates_R1 = dispatch(1, gates_NK.reshape(-1, 1), choice_R, row_NK)
     h_RF = product(x_RD, gate_up_EDF) if known_RF is None else _known(x_RD, gate_up_EDF, known_RF)
     h_RF = checkpoint_name(h_RF, "mlp")
     gate_RF, up_RF = h_RF[:, :F], h_RF[:, F:]
@@ -350,7 +326,7 @@ class MoeMlp(nnx.Module):
     # A token's weight of its expert commutes with the last product. Applied before it, its gradient
     # needs no second look at the product's result, which then need not be kept.
     act_RF = (act_RF.astype(jnp.float32) * gates_R1).astype(self.dtype)
-    return _combine(K, product(act_RF, down_EFD), choice_R, row_NK), h_RF
+    return combine(K, product(act_RF, down_EFD), choice_R, row_NK), h_RF
 
 
 @jax.custom_vjp
@@ -377,97 +353,3 @@ def _mesh_axes(entry: Any) -> tuple[str, ...]:
   if entry is None:
     return ()
   return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _overload(bias_E: jax.Array, sums: _Sums) -> jax.Array:
-  """0, with the sign of each expert's overload as its gradient by the bias.
-
-  The choice of experts has no gradient of its own. An optimizer that goes by signs (AdamW, Lion)
-  then moves the bias against the overload, as DeepSeek-V3 does by hand (arXiv:2408.15664), at the
-  learning rate instead of a rate of its own.
-  """
-  choices_E = jnp.sum(sums.choices_1E, axis=0)
-  pull = jnp.sum(bias_E * jax.lax.stop_gradient(jnp.sign(choices_E - jnp.mean(choices_E))))
-  return pull - jax.lax.stop_gradient(pull)
-
-
-def _aux(sums: _Sums, num_tokens: int) -> MoeAux:
-  choices_E, probs_E = jnp.sum(sums.choices_1E, axis=0), jnp.sum(sums.probs_1E, axis=0)
-  E, total = choices_E.shape[0], jnp.sum(choices_E)
-  load_E = choices_E / total
-  entropy = -jnp.sum(jax.scipy.special.xlogy(load_E, load_E))
-  return MoeAux(
-    load_balance=E * jnp.sum(load_E * probs_E / num_tokens),
-    z_loss=jnp.sum(sums.z_1) / num_tokens,
-    load_entropy=entropy / math.log(max(E, 2)),
-    dropped=jnp.sum(sums.dropped_1) / total,
-  )
-
-
-# Choices are the N·K pairs of a token and one of its experts, in the order of tokens. Rows are what
-# the experts work on. `choice_R` says which choice a row holds, N·K if none; `row_NK` in which row
-# a choice is, R if dropped. With both at hand every copy, forward and backward, is a gather: the
-# scatters that differentiation would make of gathers are far slower on GPUs.
-
-
-def _counts(experts_NK: jax.Array, E: int) -> jax.Array:
-  """int32 (E,), the choices of each expert."""
-  return jnp.sum(experts_NK.reshape(-1, 1) == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
-
-
-def _grouped_rows(
-  order: jax.Array, experts_NK: jax.Array, sizes_E: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """(choice_R, row_NK) where the experts' rows follow each other, then those of no expert here."""
-  E, num_choices = sizes_E.shape[0], order.shape[0]
-  mine_R = jnp.arange(num_choices) < jnp.sum(sizes_E)
-  row_NK = jnp.where(experts_NK.reshape(-1) < E, _inverse(order), num_choices)
-  return jnp.where(mine_R, order, num_choices), row_NK
-
-
-def _inverse(order: jax.Array) -> jax.Array:
-  ids = jnp.arange(order.shape[0], dtype=order.dtype)
-  return jnp.zeros_like(order).at[order].set(ids, unique_indices=True)
-
-
-def _capacity_rows(
-  order: jax.Array, experts_NK: jax.Array, sizes_E: jax.Array, C: int
-) -> tuple[jax.Array, jax.Array]:
-  """(choice_R, row_NK) where expert e has the rows from e C on, filled with its first choices."""
-  E, num_choices = sizes_E.shape[0], order.shape[0]
-  starts_E = jnp.cumsum(sizes_E) - sizes_E
-  slots_1C = jnp.arange(C)[None]
-  sources_EC = order.at[starts_E[:, None] + slots_1C].get(mode="fill", fill_value=num_choices)
-  choice_EC = jnp.where(slots_1C < sizes_E[:, None], sources_EC, num_choices)
-  experts = experts_NK.reshape(-1)
-  ranks = _inverse(order) - starts_E.at[experts].get(mode="clip")
-  kept = (ranks < C) & (experts < E)
-  return choice_EC.reshape(-1), jnp.where(kept, experts * C + ranks, E * C)
-
-
-def _rows(x: jax.Array, ids: jax.Array) -> jax.Array:
-  """x[ids], zeros for ids past the end."""
-  return x.at[ids].get(mode="fill", fill_value=0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dispatch(K: int, x_ND: jax.Array, choice_R: jax.Array, row_NK: jax.Array) -> jax.Array:
-  """(R, D): the token of each row's choice, K choices a token."""
-  return _rows(x_ND, choice_R // K)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _combine(K: int, y_RD: jax.Array, choice_R: jax.Array, row_NK: jax.Array) -> jax.Array:
-  """(N, D): the sum of each token's rows, in float32 inside. The transpose of _dispatch."""
-  y_NKD = _rows(y_RD, row_NK).reshape(-1, K, y_RD.shape[1])
-  return jnp.sum(y_NKD, axis=1, dtype=jnp.float32).astype(y_RD.dtype)
-
-
-_dispatch.defvjp(
-  lambda K, x, choice, row: (_dispatch(K, x, choice, row), (choice, row)),
-  lambda K, ids, dy: (_combine(K, dy, *ids), None, None),
-)
-_combine.defvjp(
-  lambda K, y, choice, row: (_combine(K, y, choice, row), (choice, row)),
-  lambda K, ids, dy: (_dispatch(K, dy, *ids), None, None),
-)

@@ -12,14 +12,15 @@ from jaxlm.layers.attention import KV, Attention
 from jaxlm.layers.cache import Cache
 from jaxlm.layers.config import Norm, NormPlacement, Positions, resolve_dtype
 from jaxlm.layers.dropout import drop
-from jaxlm.layers.embed import Embed
 from jaxlm.layers.mla import LatentAttention
 from jaxlm.layers.mlp import Mlp
-from jaxlm.layers.moe import MoeAux, MoeMlp
+from jaxlm.layers.moe import MoeMlp
+from jaxlm.layers.moe_aux import MoeAux
 from jaxlm.layers.norm import LayerNorm, RMSNorm
 from jaxlm.layers.stack import Stack
 from jaxlm.models.config import DecoderConfig
-from jaxlm.sharding import constrain, normal, residual_axes, spec
+from jaxlm.models.parts import table
+from jaxlm.sharding import active, constrain, normal, residual_axes, spec
 
 
 def _norm(config: DecoderConfig, rngs: nnx.Rngs) -> Any:
@@ -173,22 +174,9 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    dtype, param_dtype = resolve_dtype(config.compute_dtype), resolve_dtype(config.param_dtype)
-
-    def table(size: int, axis: str) -> Embed:
-      return Embed(
-        size,
-        config.embed_dim,
-        axis=axis,
-        init=normal(config.init_std),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-      )
-
-    self.embed = table(config.padded_vocab_size, "vocab")
+    self.embed = table(config, config.padded_vocab_size, "vocab", rngs)
     if config.positions is Positions.LEARNED:
-      self.position_embed = table(config.max_seq_len, "positions")
+      self.position_embed = table(config, config.max_seq_len, "positions", rngs)
     if config.embed_norm:
       self.embed_norm = _norm(config, rngs)
     dense = config.num_dense_layers
@@ -211,7 +199,7 @@ class Decoder(nnx.Module):
     )
     self.final_norm = _norm(config, rngs)
     if not config.tie_embeddings:
-      self.unembed = table(config.padded_vocab_size, "vocab")
+      self.unembed = table(config, config.padded_vocab_size, "vocab", rngs)
 
   def __call__(
     self,
@@ -274,6 +262,8 @@ class Decoder(nnx.Module):
     """
     config = self.config
     if positions_BT is None:
+      layout = active()
+      assert layout is None or not layout.zigzag, "rows in zigzag order need their positions"
       positions_BT = jnp.broadcast_to(
         jnp.arange(inputs_BT.shape[1])[None],
         inputs_BT.shape,

@@ -13,11 +13,11 @@ from jaxlm.kernels.cross_entropy import logits
 from jaxlm.layers.attention import Attention
 from jaxlm.layers.config import Activation, Positions, resolve_dtype
 from jaxlm.layers.dropout import drop
-from jaxlm.layers.embed import Embed
 from jaxlm.layers.mlp import Mlp
 from jaxlm.layers.norm import LayerNorm
 from jaxlm.layers.stack import Stack
 from jaxlm.models.encoder_config import EncoderConfig
+from jaxlm.models.parts import table
 from jaxlm.sharding import constant, constrain, einsum, gather, normal, param, spec
 
 # The output bias rides in the product with the table: a column of its own, against a feature that
@@ -140,24 +140,14 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    dtype, param_dtype = resolve_dtype(config.compute_dtype), resolve_dtype(config.param_dtype)
-
-    def table(size: int, axis: str) -> Embed:
-      return Embed(
-        size,
-        config.embed_dim,
-        axis=axis,
-        init=normal(config.init_std),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-      )
-
-    self.embed = table(config.padded_vocab_size, "vocab")
+    param_dtype = resolve_dtype(config.param_dtype)
+    self.embed = table(config, config.padded_vocab_size, "vocab", rngs)
     if config.positions is Positions.LEARNED:
-      self.position_embed = table(config.max_seq_len + config.position_offset, "positions")
+      self.position_embed = table(
+        config, config.max_seq_len + config.position_offset, "positions", rngs
+      )
     if config.token_types:
-      self.type_embed = table(config.token_types, "positions")
+      self.type_embed = table(config, config.token_types, "positions", rngs)
     self.embed_norm = _norm(config, rngs)
     self.stack = Stack(
       lambda r: EncoderBlock(config, rngs=r),

@@ -193,6 +193,21 @@ def utf8(text: str) -> bytes:
     ) from None
 
 
+class ByteTable:
+  """Decoding by a table of the bytes of each id, `_table`."""
+
+  _table: list[bytes]
+
+  def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    return join_bytes(self._table, ids)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    return self.decode_bytes(ids).decode("utf-8", "replace")
+
+  def token_bytes(self) -> np.ndarray:
+    return np.array([len(b) for b in self._table], np.int32)
+
+
 def join_bytes(table: Sequence[bytes], ids: Iterable[int]) -> bytes:
   """The bytes of the ids. table: bytes of each id."""
   values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)

@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import check_lossless, join_bytes, segments, sha256, utf8, write_card
+from jaxlm.tokenizers.base import ByteTable, check_lossless, segments, sha256, utf8, write_card
 
 FILE = "huggingface.json"  # tokenizer.json is the name of jaxlm's card
 SEGMENT_CHARS = 1 << 18
@@ -31,7 +29,7 @@ _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 _REMEDY = "use a byte-level BPE tokenizer, or train one with `python -m jaxlm.data train_tokenizer`"
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(ByteTable):
   """A tokenizer.json with byte-level pieces or byte fallback.
 
   Args:
@@ -123,15 +121,6 @@ class HuggingFaceTokenizer:
   def _space(self) -> str:
     normalizer = self._tokenizer.normalizer
     return "" if normalizer is None else normalizer.normalize_str(" ")
-
-  def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    return join_bytes(self._table, ids)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    return self.decode_bytes(ids).decode("utf-8", "replace")
-
-  def token_bytes(self) -> np.ndarray:
-    return np.array([len(b) for b in self._table], np.int32)
 
   def fingerprint(self) -> str:
     return _fingerprint(self._data, self.eos_id)

@@ -12,22 +12,21 @@ encoder bounded. The cut is part of `encode` itself: a text always has the same 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import join_bytes, segments, sha256, utf8, write_card
+from jaxlm.tokenizers.base import ByteTable, segments, sha256, utf8, write_card
 
 FILE = "tokenizer.model"
 SPACE = "\u2581"  # how the library writes a space inside
 SEGMENT_CHARS = 1 << 16
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(ByteTable):
   """A SentencePiece model with byte fallback.
 
   Args:
@@ -127,15 +126,6 @@ class SentencePieceTokenizer:
       else:
         out[owner].extend(next(encoded))
     return out
-
-  def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    return join_bytes(self._table, ids)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    return self.decode_bytes(ids).decode("utf-8", "replace")
-
-  def token_bytes(self) -> np.ndarray:
-    return np.array([len(b) for b in self._table], np.int32)
 
   def fingerprint(self) -> str:
     return sha256(self._model)

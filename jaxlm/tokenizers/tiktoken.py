@@ -12,14 +12,12 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import check_lossless, join_bytes, sha256, write_card
+from jaxlm.tokenizers.base import ByteTable, check_lossless, sha256, write_card
 from jaxlm.tokenizers.huggingface import encode_segmented
 
 FILE = "tokenizer.tiktoken"
@@ -44,7 +42,7 @@ PATTERNS = {
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(ByteTable):
   """Byte-pair ranks with a pattern.
 
   Args:
@@ -121,15 +119,6 @@ class TiktokenTokenizer:
     if threads <= 1:
       return [self._encoding.encode_ordinary(part) for part in parts]
     return self._encoding.encode_ordinary_batch(parts, num_threads=threads)
-
-  def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    return join_bytes(self._table, ids)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    return self.decode_bytes(ids).decode("utf-8", "replace")
-
-  def token_bytes(self) -> np.ndarray:
-    return np.array([len(b) for b in self._table], np.int32)
 
   def fingerprint(self) -> str:
     return _fingerprint(self._ranks, self.settings)

@@ -89,7 +89,7 @@ def make_train_step(
         return jax.tree.map(jnp.add, carry, grads_of(params, part, part_key)), None
 
       first = jax.tree.map(lambda x: x[0], parts)
-      shapes = jax.eval_shape(grads_of, params, first, key)[0]
+      shapes = jax.eval_shape(loss, params, first, key)
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
       start = (zeros, jax.tree.map(jnp.zeros_like, state.params))
       (sums, grads), _ = jax.lax.scan(add, start, (parts, jnp.arange(num_microbatches)))

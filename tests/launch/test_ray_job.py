@@ -8,24 +8,14 @@ import time
 
 import pytest
 
+from tests import ray_cluster
 from tests.launch.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
 def address():
-  ray = pytest.importorskip("ray", reason="pip install 'jaxlm[ray]'")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    context = ray.init(
-      address="local",
-      num_cpus=4,
-      object_store_memory=128 << 20,
-      include_dashboard=False,
-      log_to_driver=False,
-      logging_level="ERROR",
-    )
-    yield context.address_info["address"]
-    ray.shutdown()
+  with ray_cluster.running() as found:
+    yield found
 
 
 def start(address, code, *arguments):

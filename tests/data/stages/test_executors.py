@@ -19,6 +19,7 @@ from jaxlm.data.stages.config import minimal
 from jaxlm.data.stages.dedup_config import DedupConfig, MinhashConfig
 from jaxlm.data.stages.executor_config import Executor, ExecutorConfig, RayConfig, SlurmConfig
 from jaxlm.errors import UserError
+from tests import ray_cluster
 from tests import slurm as slurm_nodes
 from tests.data.stages.made_up import document, write_lines
 
@@ -46,24 +47,8 @@ def slurm():
 @pytest.fixture(scope="module")
 def ray():
   """The config of a Ray cluster that is there already, joined by its address."""
-  found = pytest.importorskip("ray", reason="pip install 'jaxlm[ray]'")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # As on a cluster, the driver does not start it; here it happens to be this process.
-    context = found.init(
-      address="local",
-      num_cpus=4,
-      object_store_memory=128 << 20,
-      include_dashboard=False,
-      log_to_driver=False,
-      logging_level="ERROR",
-    )
-    yield ExecutorConfig(
-      kind=Executor.RAY,
-      memory_gb_per_task=1,
-      ray=RayConfig(address=context.address_info["address"]),
-    )
-    found.shutdown()
+  with ray_cluster.running() as address:
+    yield ExecutorConfig(kind=Executor.RAY, memory_gb_per_task=1, ray=RayConfig(address=address))
 
 
 @pytest.fixture(params=["slurm", "ray"])

@@ -1,5 +1,6 @@
 """Pages to text by resiliparse or trafilatura, and repair of characters by ftfy."""
 
+import abc
 import re
 import unicodedata
 from multiprocessing import Pipe, Process
@@ -18,8 +19,9 @@ _START_S = 120.0
 
 
 class _Extract(Op):
+  @abc.abstractmethod
   def extract(self, text: str) -> str:
-    raise NotImplementedError
+    """The text of a page; empty where there is none."""
 
   def judge(self, document: Document, count: Count) -> str | None:
     if document.metadata.get("format") != "html":
