@@ -68,10 +68,15 @@ class Masking(Task):
     # All tokens of a word have its first token's bits, so a stable sort leaves them together.
     bits = np.where(eligible, bits, np.uint64(2**64 - 1))
     order = np.argsort(bits, axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.broadcast_to(np.arange(ids.shape[1]), ids.shape), axis=1)
-    last = np.take_along_axis(rank, first, axis=1) + size
-    return eligible & (last <= wanted[:, None])
+    if self._edges is None:
+      taken = np.broadcast_to(np.arange(order.shape[1]) < wanted[:, None], order.shape)
+    else:
+      size = np.where(eligible, size, 0)
+      firsts = np.take_along_axis(first, order, axis=1)
+      taken = _fitting(np.take_along_axis(size, order, axis=1), firsts == order, wanted)
+    chosen = np.empty_like(eligible)
+    np.put_along_axis(chosen, order, taken, axis=1)
+    return eligible & chosen
 
   def _words(
     self, ids: np.ndarray, segments: np.ndarray, eligible: np.ndarray
@@ -87,6 +92,28 @@ class Masking(Task):
     first = np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)
     word = np.cumsum(starts.reshape(-1)).reshape(ids.shape) - 1
     return first, np.bincount(word.reshape(-1))[word]
+
+
+def _fitting(size: np.ndarray, begins: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+  """The tokens taken when words are tried in the order of the columns and those that no longer fit
+  are passed over, as BERT does; a row in which none fits takes its first.
+
+  Args:
+    size: int (B, T), the length of the word that the token is part of; 0: can't be taken.
+    begins: bool (B, T), whether the token is its word's first.
+    wanted: int (B,), the most tokens to take.
+  """
+  left, taken = wanted.copy(), np.zeros(size.shape, bool)
+  for column in range(size.shape[1]):
+    fits = begins[:, column] & (size[:, column] > 0) & (size[:, column] <= left)
+    left = left - np.where(fits, size[:, column], 0)
+    taken[:, column] = fits
+    if not left.any():
+      break
+  taken[:, 0] |= (left == wanted) & (wanted > 0)
+  # A word's tokens stand side by side: each does what its first does.
+  starts = np.maximum.accumulate(np.where(begins, np.arange(size.shape[1]), 0), axis=1)
+  return np.take_along_axis(taken, starts, axis=1) & (size > 0)
 
 
 def _mask_id(config: MaskedConfig, ids: Vocabulary) -> int:

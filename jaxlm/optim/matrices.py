@@ -10,8 +10,8 @@ def muon_dims(logical_axes: Any) -> Any:
   """For each parameter, optax.contrib.MuonDimensionNumbers, or None if it is no matrix.
 
   A weight whose last dim is `embed` writes to the residual stream: its input is all dims before.
-  One whose first dim is `embed` reads it: its output is all dims after. A leading `layers` dim is
-  left out of both: each layer has a matrix of its own.
+  One whose first dim is `embed` reads it: its output is all dims after. Leading `layers` and
+  `experts` dims are left out of both: each layer, and each expert, has a matrix of its own.
 
   Args:
     logical_axes: nested dict of tuples of names, as from ModelDef.logical_axes.
@@ -23,8 +23,7 @@ def muon_dims(logical_axes: Any) -> Any:
   import optax
 
   def dims(axes: tuple[str, ...]) -> Any:
-    first = 1 if axes[0] == "layers" else 0
-    inner = tuple(range(first, len(axes)))
+    inner = tuple(i for i, name in enumerate(axes) if name not in ("layers", "experts"))
     if len(inner) < 2 or _TABLES & set(axes) or "embed" not in axes:
       return None
     if axes[-1] == "embed":

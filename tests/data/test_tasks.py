@@ -105,6 +105,23 @@ def test_whole_words():
   assert (single != chosen).any()
 
 
+def test_whole_words_fill_the_share_of_short_rows():
+  """A word that no longer fits is passed over and the next one tried, and each row has one at
+  least; broken by stopping at the first that does not fit, which left rows without a target and
+  hardly ever chose a long word."""
+  text = "an interpretation of it is as long as extraordinarily thorough is; so we go on at it "
+  rows = np.stack([np.roll(rows_of(text, 1, len(text))[0], -7 * i)[:33] for i in range(600)])
+  rate = 0.15
+  _, _, batch = masked(MaskedConfig(whole_words=True, rate=rate), rows)
+  chosen = batch["loss_weights"] > 0
+  assert chosen.any(1).all()
+  assert 0.8 * rate < chosen.mean() < 1.3 * rate
+  # A row of one word longer than the share still has it.
+  word = np.full((4, 33), ord("a"), np.int32)
+  _, _, batch = masked(MaskedConfig(whole_words=True, rate=rate), word)
+  assert (batch["loss_weights"] > 0).all()
+
+
 TEXTS = ["the first text has some words, which are many\n", "def f(x):\n  return x + 1\n"] * 40
 
 

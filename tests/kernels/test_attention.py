@@ -61,6 +61,51 @@ def test_chosen_kernels_are_collected():
   assert kernels == {AttentionImpl.XLA}
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_queries_are_attention_in_one_piece(kv_heads, packed):
+  """Values and gradients of rows long enough for blocks, with a window, ALiBi and documents, equal
+  a float64 softmax over all keys; broken by a block that sees a key too many or too few."""
+  B, T, H, K, reach = 2, 128, 4, 8, 70
+  rng = np.random.default_rng(0)
+  q, k, v, w = (rng.normal(size=(B, T, n, K)) for n in (H, kv_heads, kv_heads, H))
+  ids = np.sort(rng.integers(0, 4, (B, T)), axis=1) if packed else np.zeros((B, T), int)
+  slopes = np.array([0.5, 0.25, 0.1, 0.0])
+  positions = np.arange(T) - np.stack([np.searchsorted(row, row) for row in ids])
+
+  def direct(q, k, v):
+    k, v = (np.repeat(x, H // kv_heads, axis=2) for x in (k, v))
+    apart = np.arange(T)[:, None] - np.arange(T)[None]
+    s = np.einsum("bthk,bshk->bhts", q, k) / K**0.5 - slopes[None, :, None, None] * apart
+    seen = (apart >= 0) & (apart <= reach) & (ids[:, :, None] == ids[:, None])
+    s = np.where(seen[:, None], s, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return np.einsum("bhts,bshk->bthk", p / p.sum(-1, keepdims=True), v)
+
+  def found(q, k, v):
+    return attention.attention(
+      q,
+      k,
+      v,
+      segment_ids_BT=jnp.asarray(ids) if packed else None,
+      positions_BT=jnp.asarray(positions),
+      alibi_slopes=slopes.astype(np.float32),
+      reach=reach,
+    )
+
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  out, pull = jax.vjp(jax.jit(found), *arrays)
+  np.testing.assert_allclose(out, direct(q, k, v), atol=2e-6)
+  # One directional derivative of each input.
+  for i, grad in enumerate(pull(jnp.asarray(w, jnp.float32))):
+    inputs, step = [q, k, v], rng.normal(size=(q, k, v)[i].shape)
+    ends = []
+    for sign in (1, -1):
+      inputs[i] = (q, k, v)[i] + sign * 1e-5 * step
+      ends.append((w * direct(*inputs)).sum())
+    np.testing.assert_allclose((grad * step).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-4)
+
+
 def test_first_keys_are_where_documents_begin():
   """Broken by a first document that does not begin at the row, or padding (0) seen as a document's
   part."""

@@ -76,6 +76,19 @@ def test_every_parameter_of_a_decoder(scan):
   assert {tree.path_str(path): dims for path, dims in paths if dims is not None} == expected
 
 
+def test_each_expert_is_a_matrix_of_its_own():
+  """Broken by experts taken for an input: their update is then one matrix over all of them."""
+  moe = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_token=2, scan_layers=True)
+  with make_layout(MeshConfig(fsdp=1), jax.devices()[:1]).activate():
+    found = muon_dims(moe.build().logical_axes())
+  paths = jax.tree_util.tree_leaves_with_path(found, is_leaf=is_dims)
+  by_name = {tree.path_str(path).split("layer_0/")[-1]: dims for path, dims in paths}
+  # (layers, experts, D, F) and (layers, experts, F, D).
+  experts = {k: d for k, d in by_name.items() if k.split("/")[-1] in ("gate", "up", "down")}
+  assert len(experts) == 3, by_name
+  assert all(dims == Dims((2,), (3,)) for dims in experts.values()), experts
+
+
 def train(num_devices):
   """Parameters after two steps of Muon with ZeRO-3 over the devices, and the first's metrics."""
   rng = np.random.default_rng(0)
