@@ -119,6 +119,23 @@ def test_sums_add_up_over_splits():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.parametrize("moved", [200.0, -200.0])
+def test_logits_whose_exponentials_float32_cannot_hold(moved):
+  """Where the plain sum would be inf or 0, the largest logit is taken out first: broken by a loss
+  of inf, or by one wild row that changes the others."""
+  batch = make_batch()
+  logits = np.array(make_logits())
+  logits[1, :, :V] += moved
+  for chunks in (1, 3):
+    loss = NextToken(vocab_size=V, z_loss=0.1, chunks=chunks)
+    sums = loss(jnp.asarray(logits), TABLE, batch)
+    expected = reference(logits, batch, 0.1, 0.0)
+    np.testing.assert_allclose((sums.total, sums.nll, sums.weight), expected, rtol=1e-5)
+  # Float32 holds no finer steps of these logits.
+  grads = jax.grad(lambda logits: loss(logits, TABLE, batch).nll)(jnp.asarray(logits))
+  assert np.isfinite(grads).all()
+
+
 def test_low_precision_logits_are_widened():
   """The softmax of bfloat16 logits is computed in float32: exact for the rounded logits."""
   logits, batch = make_logits().astype(jnp.bfloat16), make_batch()

@@ -90,9 +90,23 @@ def _scores(
   # written to memory.
   hit_BTV = ids_11V == targets_BT[..., None]
   return TokenScores(
-    log_z=jax.nn.logsumexp(wide_BTV, axis=-1),
+    log_z=_log_z(logits_BTV, vocab_size, softcap),
     target=jnp.sum(jnp.where(hit_BTV, wide_BTV, 0), axis=-1),
     mean=jnp.sum(jnp.where(ids_11V < vocab_size, wide_BTV, 0), axis=-1) / vocab_size,
+  )
+
+
+def _log_z(logits_BTV: jax.Array, vocab_size: int, softcap: float | None) -> jax.Array:
+  """log of the sum of exp(logits), float32 (B, T).
+
+  Without the largest taken out first, which would read the logits once more, unless a sum over- or
+  underflows: float32 holds exp of -69 to 88, and logits mostly lie well inside.
+  """
+  sum_BT = jnp.sum(jnp.exp(_wide(logits_BTV, vocab_size, softcap)), axis=-1)
+  return jax.lax.cond(
+    jnp.all((sum_BT > 1e-30) & (sum_BT < jnp.inf)),
+    lambda: jnp.log(sum_BT),
+    lambda: jax.nn.logsumexp(_wide(logits_BTV, vocab_size, softcap), axis=-1),
   )
 
 
