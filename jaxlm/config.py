@@ -9,9 +9,11 @@ import math
 
 from jaxlm import configlib
 from jaxlm.data.config import DataConfig, TokenShardsConfig
+from jaxlm.data.task import MaskedConfig
 from jaxlm.errors import UserError
 from jaxlm.mesh import BATCH_AXES, MeshConfig, check_heads, check_tokens
 from jaxlm.models.config import DecoderConfig, ModelConfig
+from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.optim.adamw import AdamWConfig
 from jaxlm.optim.base import OptimizerConfig
 from jaxlm.tracking.config import TrackingConfig
@@ -133,6 +135,22 @@ class RunConfig:
         f"{path}.data.seq_len={self.data.seq_len}"
       )
     self.optim.schedule.validate_length(self.num_steps, f"{path}.optim.schedule")
+    self.validate_task(path)
+
+  def validate_task(self, path: str = "config") -> None:
+    """Raises UserError where the model can not do the task, or would find its targets in its
+    inputs."""
+    is_encoder = isinstance(self.model, EncoderConfig)
+    if is_encoder == isinstance(self.data.task, MaskedConfig):
+      return
+    what = (
+      f"sees all of a row: set {path}.data.task=MaskedConfig()"
+      if is_encoder
+      else (
+        f"sees only what is before a token: set {path}.data.task to none, or take an EncoderConfig"
+      )
+    )
+    raise UserError(f"{path}.model: {type(self.model).__name__} {what}")
 
   def validate_devices(self, num_devices: int, path: str = "config") -> dict[str, int]:
     """The sizes of the mesh axes. Raises UserError for whatever doesn't divide by them."""

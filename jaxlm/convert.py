@@ -43,7 +43,6 @@ OPTIMIZER = cli.define_bool(
 )
 
 HUGGING_FACE = "huggingface"  # in a run's directory: what came with the weights, as it was
-RECORD = "imported.json"
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
@@ -130,8 +129,9 @@ def import_run(
   Raises:
     UserError: the place is taken, or the checkpoint is not one that jaxlm can hold.
   """
-  from jaxlm import configlib
+  from jaxlm import configlib, lineage
   from jaxlm.run import setup_jax
+  from jaxlm.tokenizers.base import LOSSY, is_lossless
   from jaxlm.workdir import Workdir
 
   setup_jax()
@@ -143,7 +143,17 @@ def import_run(
     tokenizer = bundle.tokenizer()
   except UserError as error:
     tokenizer = None
-    print(f"warning: {error}; imported without: it can be exported again", file=sys.stderr)
+    print(
+      f"warning: {error}; imported without a tokenizer: export works, but nothing that reads text",
+      file=sys.stderr,
+    )
+  if tokenizer is not None and not is_lossless(tokenizer):
+    print(
+      "note: its tokenizer does not give every text back as it was (it adds, drops or changes "
+      "characters): no bits per byte, and data is prepared with it only as "
+      f"--config.tokenizer.path={LOSSY}{directory.tokenizer}",
+      file=sys.stderr,
+    )
   with directory.lock():
     made = [directory.checkpoints, directory.tokenizer, directory.path / HUGGING_FACE]
     try:
@@ -152,6 +162,7 @@ def import_run(
       record = {
         "from": source,
         "sha256": bundle.sources,
+        "begin": [] if tokenizer is None else bundle.begin_ids(tokenizer),
         "model_type": bundle.tensors.config.get("model_type"),
         "token_ids": {
           key: value
@@ -160,19 +171,21 @@ def import_run(
         },
       }
       text = json.dumps(record, indent=2) + "\n"
-      (directory.path / RECORD).write_text(text, encoding="utf-8")
+      (directory.path / lineage.IMPORTED).write_text(text, encoding="utf-8")
       configlib.save_json(config, directory.config)  # last: it makes the directory a run
     except BaseException:
       for path in made:
         shutil.rmtree(path, ignore_errors=True)
-      (directory.path / RECORD).unlink(missing_ok=True)
+      (directory.path / lineage.IMPORTED).unlink(missing_ok=True)
       raise
 
 
 def _run_config(bundle: Any, dtype: str | None) -> Any:
   from jaxlm.config import RunConfig
+  from jaxlm.data.task import MaskedConfig
   from jaxlm.interop.families import find_family
   from jaxlm.layers.config import DType
+  from jaxlm.models.encoder_config import EncoderConfig
 
   hf = bundle.tensors.config
   model: Any = find_family(hf).to_config(hf)
@@ -182,6 +195,8 @@ def _run_config(bundle: Any, dtype: str | None) -> Any:
     model.param_dtype = DType[dtype.upper()]
   model.validate("config.model")
   config = RunConfig(model=model)
+  if isinstance(model, EncoderConfig):
+    config.data.task = MaskedConfig()
   config.data.seq_len = min(config.data.seq_len, getattr(model, "max_seq_len", 1 << 30))
   return config
 
@@ -206,8 +221,6 @@ def _write_tokenizer(bundle: Any, tokenizer: Any, directory: Any) -> None:
 def _write_checkpoint(
   bundle: Any, config: Any, tokenizer: Any, directory: Any, optimizer: bool
 ) -> None:
-  import hashlib
-
   import jax
   import jax.numpy as jnp
 
@@ -228,11 +241,10 @@ def _write_checkpoint(
       tx, axes = make_optimizer(config, model), model.logical_axes()
       opt_state = jax.jit(lambda p: sharding.settle(tx.init(for_optimizer(p, axes))))(params)
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state)
-    digest = hashlib.sha256("".join(sorted(bundle.sources.values())).encode()).hexdigest()
     seal = lineage.Seal(
       model=model_fingerprint(config.model),
       tokenizer=None if tokenizer is None else tokenizer.fingerprint(),
-      data=f"imported, weights of sha256 {digest}",
+      data=lineage.imported_data(bundle.sources),
       code=lineage.code_fingerprint(),
     )
     checkpointer = Checkpointer(directory.checkpoints)
@@ -310,6 +322,7 @@ def _tokenizer_of_run(
   directory: Any, sealed: str | None, model: Any
 ) -> tuple[dict[str, bytes], dict[str, Any], dict[str, Any]]:
   """(files, ids for config.json, generation_config.json): those it came with, or new ones."""
+  from jaxlm import lineage
   from jaxlm.inference.chat import SETTINGS, TEMPLATE
   from jaxlm.interop import bundle as bundles
   from jaxlm.interop.hf_folder import read_json
@@ -320,11 +333,11 @@ def _tokenizer_of_run(
   files = read_files(beside) if beside.is_dir() else {}
   has = own.is_dir()
   if has:
-    tokenizer = load_tokenizer(own)
+    tokenizer = load_tokenizer(own, lossy=True)
     if sealed != tokenizer.fingerprint():
       raise UserError(f"{own}: not the tokenizer that the checkpoint was sealed with: restore it")
   if beside.is_dir() and (not has or _fingerprint(files) == sealed):
-    record = read_json(directory.path / RECORD)
+    record = read_json(directory.path / lineage.IMPORTED)
     generation = beside / bundles.GENERATION
     return files, record["token_ids"], read_json(generation) if generation.is_file() else {}
   if not has:

@@ -5,7 +5,8 @@ better loss). Every checkpoint of jaxlm carries a Seal; training, resuming, eval
 and exporting compare it with what they were given.
 
 Beside it a run keeps WORKDIR/lineage.json, the datasets that it trained on by the sha256 of their
-manifests; `walk` follows it from there: manifest, stages, raw files.
+manifests; `walk` follows it from there: manifest, stages, raw files. A run that began with a
+published checkpoint has WORKDIR/imported.json too: the files of its weights, with their sha256.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from jaxlm.data.manifest import FILE_NAME, Manifest
 from jaxlm.errors import UserError
 
 DATASETS = "lineage.json"
+IMPORTED = "imported.json"  # in the directory of a run that began with a published checkpoint
+_IMPORTED_DATA = "imported, weights of sha256 "  # of such a run's first seal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Seal:
   data: str
   code: str
   version: str = __version__
+
+  @property
+  def imported(self) -> bool:
+    """Whether the checkpoint is an import as it came, not trained since."""
+    return self.data.startswith(_IMPORTED_DATA)
 
   def to_dict(self) -> dict[str, Any]:
     """Plain JSON values."""
@@ -73,6 +81,11 @@ def check(sealed: Seal, found: Seal, where: str, parts: tuple[str, ...]) -> list
   """
   for part in parts:
     old, new = getattr(sealed, part), getattr(found, part)
+    if old != new and part == "tokenizer" and old is None and sealed.imported:
+      raise UserError(
+        f"{where}: imported without a tokenizer, so nothing shows that the data's ids "
+        f"({_short(new)}) are the model's: import it again with --tokenizer=PATH, the data's"
+      )
     if old != new:
       raise UserError(
         f"{where}: sealed with {part} {_short(old)}, but {_short(new)} is here now: {_REMEDY[part]}"
@@ -106,14 +119,16 @@ def code_fingerprint() -> str:
 class Link:
   """One thing that a run was made from.
 
-  kind: dataset, shard, stage, output (of a stage), listing or raw. where: the file. sha256: as
-  recorded. state: good, changed, missing, or unchecked.
+  kind: imported (weights that the run began with), dataset, shard, stage, output (of a stage),
+  listing or raw. where: the file. sha256: as recorded. state: good, changed, missing, or unchecked.
+  note: of an import, what was converted and its family.
   """
 
   kind: str
   where: str
   sha256: str
   state: str
+  note: str = ""
 
 
 def dataset_paths(sources: Iterable[Any]) -> dict[str, str]:
@@ -149,20 +164,53 @@ def write(workdir: str | Path, found: Mapping[str, Mapping[str, str]]) -> None:
 def walk(workdir: str | Path, *, full: bool = False) -> list[Link]:
   """Everything that a run was made from, each compared with the hash recorded one step before.
 
-  Manifests, stage records and listings are always compared; shards, the files of stages and raw
-  files (which may be gone by now, or large) with full.
+  Manifests, stage records and listings are always compared; imported weights, shards, the files of
+  stages and raw files (which may be gone by now, or large) with full.
 
   Raises:
-    UserError: the run has no lineage.json.
+    UserError: the run has neither lineage.json nor imported.json.
   """
   file = Path(workdir) / DATASETS
+  links = list(_imported_links(workdir, full))
+  if links and not file.exists():
+    return links  # not trained since
   try:
     found = json.loads(file.read_text(encoding="utf-8"))["datasets"]
   except OSError as e:
     raise UserError(f"{file}: {e.strerror or e}: the run names no datasets") from None
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f"{file}: damaged ({type(e).__name__}: {e}); start the run again") from None
-  return [link for one in found.values() for link in _dataset_links(one, full)]
+  return [*links, *(link for one in found.values() for link in _dataset_links(one, full))]
+
+
+def imported(workdir: str | Path) -> dict[str, Any] | None:
+  """The record of the import that a run began with: {"from", "sha256": file → sha256,
+  "model_type", "begin" (ids that begin a text), …}; None for any other run."""
+  file = Path(workdir) / IMPORTED
+  if not file.exists():
+    return None
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(found["from"], str) and isinstance(found["sha256"], dict):
+      return found
+    error = "its fields are not those of an import"
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    error = f"{type(e).__name__}: {e}"
+  raise UserError(f"{file}: damaged ({error}); import the checkpoint again")
+
+
+def _imported_links(workdir: str | Path, full: bool) -> Iterator[Link]:
+  record = imported(workdir)
+  if record is not None:
+    note = f"{record.get('model_type') or 'unknown family'}, from {record['from']}"
+    files = ((Path(name), sha256) for name, sha256 in sorted(record["sha256"].items()))
+    yield from (dataclasses.replace(link, note=note) for link in _links("imported", files, full))
+
+
+def imported_data(sources: Mapping[str, str]) -> str:
+  """`Seal.data` of an import. sources: path → sha256 of every file of weights."""
+  digest = hashlib.sha256("".join(sorted(sources.values())).encode()).hexdigest()
+  return _IMPORTED_DATA + digest
 
 
 def _dataset_links(record: Mapping[str, str], full: bool) -> Iterator[Link]:

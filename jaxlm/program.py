@@ -19,12 +19,11 @@ import optax
 from jaxlm import configlib, tree
 from jaxlm.batch import Batch
 from jaxlm.config import RunConfig
-from jaxlm.data.task import MaskedConfig, PrefixConfig
+from jaxlm.data.task import PrefixConfig
 from jaxlm.errors import UserError
 from jaxlm.kernels import attention
 from jaxlm.layers.config import AttentionImpl, Remat
 from jaxlm.models.base import ModelDef
-from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.objectives import NextToken
 from jaxlm.optim.base import OptimizerContext
 from jaxlm.optim.matrices import muon_dims
@@ -225,17 +224,7 @@ def make_loss_fn(config: RunConfig) -> LossFn:
   Raises:
     UserError: the model can not do the task, or would find its targets in its inputs.
   """
-  task = type(config.data.task).__name__
-  is_encoder, is_masked = isinstance(config.model, EncoderConfig), task == MaskedConfig.__name__
-  if is_encoder != is_masked:
-    what = (
-      "sees all of a row: set config.data.task=MaskedConfig()"
-      if is_encoder
-      else (
-        "sees only what is before a token: set config.data.task to none, or take an EncoderConfig"
-      )
-    )
-    raise UserError(f"config.model: {type(config.model).__name__} {what}")
+  config.validate_task()  # a run's config.json may have been edited
   return NextToken(
     vocab_size=config.model.vocab_size,
     z_loss=config.objective.z_loss,

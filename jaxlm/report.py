@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxlm.data.manifest import Manifest
+from jaxlm.data.task import MaskedConfig
 from jaxlm.evals.perplexity import Score
 from jaxlm.trained import Run
 
@@ -12,10 +13,13 @@ def evaluation(run: Run, score: Score, manifest: Manifest) -> dict[str, Any]:
 
   `baselines` are bits per byte of general-purpose compressors on the same split, each document
   compressed on its own. They are of the whole split, also where eval.max_rows scored a part of it.
+  `masked`: loss and perplexity are of masked tokens, given the others on both sides; they do not
+  compare with a decoder's.
   """
   split = manifest.splits[run.config.eval.split]
   return {
     **score.to_dict(),
+    "masked": isinstance(run.config.data.task, MaskedConfig),
     "step": run.step,
     "data": manifest.name,
     "split": run.config.eval.split,
@@ -34,7 +38,8 @@ def print_evaluation(values: dict[str, Any]) -> None:
 
   table = Table(title=f"held-out text of {values['data']}, {values['split_bytes']:,} bytes")
   table.add_column("")
-  for name in ("bits per byte", "perplexity", "loss (nats a token)"):
+  masked = "masked " if values["masked"] else ""
+  for name in ("bits per byte", f"{masked}perplexity", f"loss (nats a {masked}token)"):
     table.add_column(name, justify="right")
   bits = values["bits_per_byte"]
   table.add_row(

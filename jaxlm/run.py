@@ -28,13 +28,13 @@ from jaxlm.metrics import peak_flops
 from jaxlm.models.base import Params
 from jaxlm.program import build_program, compile_step
 from jaxlm.sharding import Layout, make_layout
-from jaxlm.tokenizers.base import load_tokenizer
+from jaxlm.tokenizers.base import is_lossless, load_tokenizer
 from jaxlm.tracking.base import NoTracker
 from jaxlm.tracking.progress import Progress, short
 from jaxlm.training.loop import Loop
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.preemption import Preemption
-from jaxlm.training.state import TrainState, state_shapes
+from jaxlm.training.state import TrainState, make_begin, state_shapes
 from jaxlm.training.step import make_eval_step
 from jaxlm.workdir import Workdir
 
@@ -58,16 +58,20 @@ def setup_jax() -> None:
 def resolve(config: RunConfig, pipeline: Pipeline) -> RunConfig:
   """A copy with all that was left to be found: the vocabulary, and absolute paths.
 
+  A model may have more ids than the data: published tables have rows that no token uses (Qwen's
+  151,936 for 151,669).
+
   Raises:
-    UserError: the config's vocab_size is not that of the data's tokenizer.
+    UserError: the config's vocab_size is less than the data's.
   """
   config = configlib.from_dict(configlib.to_dict(config))
   if config.model.vocab_size == 0:
     config.model.vocab_size = pipeline.vocab_size
-  if config.model.vocab_size != pipeline.vocab_size:
+  if config.model.vocab_size < pipeline.vocab_size:
     raise UserError(
-      f"config.model.vocab_size={config.model.vocab_size}: the data's tokenizer has "
-      f"{pipeline.vocab_size} pieces; set it to that, or to 0 to take the data's"
+      f"config.model.vocab_size={config.model.vocab_size}: the data has {pipeline.vocab_size} ids "
+      "(its tokenizer's, and those that config.data.task adds); set it to that or more, or to 0 to "
+      "take the data's"
     )
   for source in config.data.sources:
     if isinstance(source, TokenShardsConfig):
@@ -134,7 +138,7 @@ def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool
   if not directory.exists():
     return
   began: RunConfig = configlib.load_json(directory.config)
-  if type(began.optim) is not type(config.optim):
+  if type(began.optim) is not type(config.optim) and not _is_import(directory):
     raise UserError(
       f"--workdir={directory.path}: config.optim is {type(config.optim).__name__}, the run's "
       f"checkpoints hold the state of {type(began.optim).__name__}: choose another --workdir"
@@ -146,6 +150,17 @@ def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool
       f"{f'; {len(changes) - 4} more' if len(changes) > 4 else ''}): choose another --workdir, or "
       "add --accept_changes to go on with the new one"
     )
+
+
+def _is_import(directory: Workdir) -> bool:
+  """Whether the newest checkpoint is an import as it came: any optimizer may begin there."""
+  if lineage.imported(directory.path) is None:
+    return False
+  checkpointer = Checkpointer(directory.checkpoints, read_only=True)
+  latest = checkpointer.latest()
+  found = latest is not None and checkpointer.meta(latest).seal.imported
+  checkpointer.close()
+  return found
 
 
 def _check_tokenizers(config: RunConfig, pipeline: Pipeline) -> None:
@@ -179,13 +194,14 @@ def _check_copy(directory: Workdir, pipeline: Pipeline) -> None:
     _check_tokenizer(
       directory.tokenizer,
       pipeline.tokenizer_sha256,
-      "train on the dataset that the run began with; if this copy was edited, delete it and start "
-      "again: it is copied from the dataset",
+      "train on the dataset that the run began with, or on one prepared with "
+      f"--config.tokenizer.path={directory.tokenizer}; if this copy was edited, delete it and start"
+      " again: it is copied from the dataset",
     )
 
 
 def _check_tokenizer(directory: Path, sha256: str | None, remedy: str) -> None:
-  found = load_tokenizer(directory).fingerprint()
+  found = load_tokenizer(directory, lossy=True).fingerprint()
   if found != sha256:
     raise UserError(
       f"{directory}: tokenizer {found[:12]}, but the data was made with "
@@ -207,6 +223,7 @@ class _Training:
     )
     self.is_main = jax.process_index() == 0
     self._scorer: Any = None
+    self._count_bytes = True
 
   def seal(self, next_row: int) -> Seal:
     return Seal(
@@ -228,7 +245,12 @@ class _Training:
     for warning in lineage.check(meta.seal, self.seal(meta.next_row), where, parts):
       if self.is_main:
         print(f"warning: {warning}", file=sys.stderr)
-    state = self.checkpointer.restore(latest, state_shapes(self.program.init, self.layout))
+    shapes = state_shapes(self.program.init, self.layout)
+    if meta.seal.imported:  # whatever optimizer's state it has, this run's begins anew
+      params = self.checkpointer.restore_params(latest, shapes.params)
+      begin = jax.jit(make_begin(self.program.model, self.program.tx), donate_argnums=0)
+      return begin(params), 0, 0
+    state = self.checkpointer.restore(latest, shapes)
     return state, meta.step, meta.next_row
 
   def run(
@@ -283,7 +305,8 @@ class _Training:
       def evaluate(state: TrainState, step: int) -> None:
         values = self.evaluate(state.params)
         tracker.log(step, {f"eval/{k}": v for k, v in values.to_dict().items() if v is not None})
-        progress.message(f"step {step}: held-out {_describe(values)}")
+        masked = isinstance(config.data.task, MaskedConfig)
+        progress.message(f"step {step}: held-out {_describe(values, masked=masked)}")
 
       loop = Loop(
         step_fn=step.call,
@@ -312,13 +335,16 @@ class _Training:
     path = self.config.heldout_path()
     assert path is not None
     if self._scorer is None:
-      tokenizer = load_tokenizer(self.directory.tokenizer)
+      tokenizer = load_tokenizer(self.directory.tokenizer, lossy=True)
+      self._count_bytes = is_lossless(tokenizer)
       self._scorer = make_scoring_step(
         make_eval_step(self.program.model, self.program.loss_fn),
         tokenizer.token_bytes(),
         self.layout,
       )
-    return score_split(self.config, path, self._scorer, params, self.layout)
+    return score_split(
+      self.config, path, self._scorer, params, self.layout, count_bytes=self._count_bytes
+    )
 
   def _copy_tokenizer(self) -> None:
     for source in self.config.data.sources:
@@ -349,8 +375,21 @@ class _Seen:
     return arrays
 
 
-def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layout: Layout) -> Score:
-  """The score on the split eval.split of the dataset at `path`. scorer: make_scoring_step's."""
+def score_split(
+  config: RunConfig,
+  path: str,
+  scorer: Any,
+  params: Params,
+  layout: Layout,
+  *,
+  count_bytes: bool = True,
+) -> Score:
+  """The score on the split eval.split of the dataset at `path`.
+
+  Args:
+    scorer: make_scoring_step's.
+    count_bytes: False for a tokenizer whose ids do not stand for all of the text: no bits per byte.
+  """
   source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
     config.data.seq_len
   )
@@ -374,11 +413,12 @@ def score_split(config: RunConfig, path: str, scorer: Any, params: Params, layou
     batches,
     layout,
     use_segments=use_segments,
-    count_bytes=not isinstance(config.data.task, MaskedConfig),
+    count_bytes=count_bytes and not isinstance(config.data.task, MaskedConfig),
   )
 
 
-def _describe(values: Score) -> str:
-  text = f"loss {values.loss:.4f}, perplexity {values.perplexity:.2f}"
+def _describe(values: Score, *, masked: bool) -> str:
+  what = "masked perplexity" if masked else "perplexity"
+  text = f"loss {values.loss:.4f}, {what} {values.perplexity:.2f}"
   bits = values.bits_per_byte
   return text if bits is None else f"{text}, {bits:.4f} bits per byte"

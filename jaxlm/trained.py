@@ -23,7 +23,7 @@ from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.program import make_loss_fn
 from jaxlm.run import score_split, setup_jax
 from jaxlm.sharding import Layout, make_layout
-from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
+from jaxlm.tokenizers.base import Tokenizer, is_lossless, load_tokenizer
 from jaxlm.training.step import make_eval_step
 from jaxlm.workdir import Workdir
 
@@ -37,6 +37,8 @@ class Run:
     step: of the checkpoint that was read.
     model, params: the model, on `layout`.
     tokenizer: the run's own copy.
+    begin: ids that stand before every text: EOS, as jaxlm trains; of an import that was not trained
+      since, what its own tokenizer puts there (BOS), or nothing.
   """
 
   config: RunConfig
@@ -46,6 +48,7 @@ class Run:
   tokenizer: Tokenizer
   layout: Layout
   meta: Meta
+  begin: tuple[int, ...]
 
   def evaluate(self, path: str | None = None) -> tuple[Score, Manifest]:
     """The score on a dataset's held-out split, and the dataset's manifest.
@@ -69,24 +72,35 @@ class Run:
       self.layout,
     )
     with self.layout.activate():
-      return score_split(self.config, path, scorer, self.params, self.layout), manifest
+      found = score_split(
+        self.config,
+        path,
+        scorer,
+        self.params,
+        self.layout,
+        count_bytes=is_lossless(self.tokenizer),
+      )
+    return found, manifest
 
   def generate(
     self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
   ) -> list[str]:
-    """What the model adds to each prompt. EOS stands before it, as before every document."""
+    """What the model adds to each prompt, before which `begin` stands, as before every document."""
     model: Any = self.config.model
     if isinstance(model, EncoderConfig):
       raise UserError(
         "an encoder fills gaps and does not continue text: use `jaxlm evaluate`, or train a "
         "DecoderConfig"
       )
-    eos = self.tokenizer.eos_id
-    ids = [[eos, *self.tokenizer.encode(prompt)] for prompt in prompts]
+    eos, known = self.tokenizer.eos_id, self.tokenizer.vocab_size
+    # A model without anything before its texts can't begin with nothing.
+    ids = [[*self.begin, *self.tokenizer.encode(prompt)] or [eos] for prompt in prompts]
     with self.layout.activate():
       generator = Generator(self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len)
       new = generator(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    return [self.tokenizer.decode(tokens) for tokens in new]
+    # The table may have more rows than there are tokens. `decode` would take the first space away.
+    texts = [self.tokenizer.decode_bytes([i for i in one if i < known]) for one in new]
+    return [text.decode("utf-8", "replace") for text in texts]
 
 
 def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool = False) -> Run:
@@ -111,9 +125,15 @@ def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool 
     raise UserError(f"--step={step}: no such checkpoint; there are {', '.join(map(str, steps))}")
   step = steps[-1] if step is None else step
   meta = checkpointer.meta(step)
+  imported = lineage.imported(directory.path) if meta.seal.imported else None
+  if meta.seal.tokenizer is None and imported is not None:
+    raise UserError(
+      f"{directory.path}: imported without a tokenizer, so there is no text to work on: import it "
+      "again with --tokenizer=PATH, a folder that holds the model's own"
+    )
   if meta.seal.tokenizer is None and not directory.tokenizer.is_dir():
     raise UserError(f"{directory.path}: trained on synthetic ids: there is no text to work on")
-  tokenizer = load_tokenizer(directory.tokenizer)
+  tokenizer = load_tokenizer(directory.tokenizer, lossy=True)
   found = dataclasses.replace(
     meta.seal,
     model=model_fingerprint(config.model),
@@ -136,4 +156,5 @@ def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool 
   target = layout.eval_shape(model.init, jax.random.key(0))
   params = checkpointer.restore_params(step, target)
   checkpointer.close()
-  return Run(config, step, model, params, tokenizer, layout, meta)
+  begin = (tokenizer.eos_id,) if imported is None else tuple(imported.get("begin", ()))
+  return Run(config, step, model, params, tokenizer, layout, meta, begin)

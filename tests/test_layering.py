@@ -32,7 +32,7 @@ LAYERS = (
   {"config", "plan"},
   # what mains share: the parts put together
   {"program", "run", "trained", "report", "sizing", "resumption", "resume_proof", "rehearsal"},
-  {"cli", "configflag"},
+  {"cli", "configflag", "score_documents"},
 )
 MAINS = len(LAYERS) - 1
 SAME_LAYER = {
@@ -48,6 +48,7 @@ SAME_LAYER = {
   ("layers", "quant"),
   ("kernels", "quant"),
   ("data", "tokenizers"),  # data/prep trains a tokenizer and tokenises with it
+  ("checkpoint", "agreement"),
   ("checkpoint", "lineage"),
   ("agreement", "lineage"),
   ("plan", "config"),

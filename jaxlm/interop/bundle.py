@@ -12,6 +12,7 @@ from jaxlm.interop import tokenizer_files
 from jaxlm.interop.hf_folder import Folder, read_json, sha256_file
 from jaxlm.interop.tensors import Tensors, open_tensors
 from jaxlm.tokenizers.base import Tokenizer, load_tokenizer
+from jaxlm.tokenizers.symbols import control_ids
 
 GENERATION = "generation_config.json"
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -51,6 +52,10 @@ class Bundle:
   def tokenizer(self) -> Tokenizer:
     """The tokenizer as jaxlm's. Raises UserError where jaxlm has none like it, or there is none."""
     return load_files(self.files, self.tensors.where)
+
+  def begin_ids(self, tokenizer: Tokenizer) -> list[int]:
+    """What stands before every text in this model; see the function of that name."""
+    return begin_ids(self.files, control_ids(tokenizer))
 
 
 def open_bundle(path: str | Path, tokenizer: str | Path | None = None) -> Bundle:
@@ -103,8 +108,44 @@ def named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
   return {key: config[key] for key in _TOKENS if isinstance(config.get(key), str)}
 
 
+def begin_ids(files: Mapping[str, bytes], ids: Mapping[str, int]) -> list[int]:
+  """The ids that transformers puts before a text: BOS, where the model was trained with one.
+
+  As transformers 5.23 does it: the post-processor in tokenizer.json says so; where there is no
+  tokenizer.json, add_bos_token of tokenizer_config.json, without which a SentencePiece model has a
+  BOS (as in llama.cpp).
+
+  Args:
+    ids: name → id of the control symbols.
+  """
+  config = tokenizer_config(files)
+  data = files.get("tokenizer.json")
+  try:
+    values = json.loads(data or b"{}")
+  except ValueError:  # then the tokenizer came from another file
+    data, values = None, {}
+  if data is not None:
+    return [] if values.get("post_processor") is None else _template_ids(values)
+  if not config.get("add_bos_token", "tokenizer.model" in files):
+    return []
+  found = ids.get(config.get("bos_token") or "<s>")
+  return [] if found is None else [found]
+
+
+def _template_ids(values: Mapping[str, Any]) -> list[int]:
+  """What a tokenizer.json's post-processor puts before a text."""
+  import tokenizers
+
+  one = tokenizers.Tokenizer.from_str(json.dumps(values))
+  one.no_truncation()
+  one.no_padding()
+  encoding = one.encode("a")
+  added = encoding.special_tokens_mask
+  return encoding.ids[: added.index(0) if 0 in added else 0]
+
+
 def load_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
-  """The tokenizer in these files."""
+  """The tokenizer in these files: a lossless one if there is one."""
   if not files:
     raise UserError(f"{where}: no tokenizer there: name one with --tokenizer=PATH")
   with tempfile.TemporaryDirectory() as folder:
@@ -115,9 +156,12 @@ def load_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
     except UserError as error:
       first = str(error).replace(f"{folder}/", "").replace(folder, where)
     # A SentencePiece model that was also written as tokenizer.json is better taken as it was.
-    if "tokenizer.model" in files and "tokenizer.json" in files:
-      try:
-        return load_tokenizer(Path(folder) / "tokenizer.model")
-      except UserError:
-        pass
+    model = Path(folder) / "tokenizer.model"
+    both = "tokenizer.model" in files and "tokenizer.json" in files
+    for path, lossy in ((model, False), (Path(folder), True), (model, True)):
+      if path != model or both:
+        try:
+          return load_tokenizer(path, lossy=lossy)
+        except UserError:
+          pass
   raise UserError(f"{where}: {first}")

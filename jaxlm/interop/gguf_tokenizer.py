@@ -9,6 +9,7 @@ from jaxlm.errors import UserError
 from jaxlm.interop.gguf_file import GgufFile
 from jaxlm.interop.tokenizer_files import (
   TEMPLATE,
+  bos_processor,
   byte_level,
   json_bytes,
   pre_tokenizer,
@@ -63,6 +64,12 @@ def files_of(file: GgufFile) -> dict[str, bytes]:
   for key in ("add_bos_token", "add_eos_token"):
     if (value := fields.get(f"tokenizer.ggml.{key}")) is not None:
       config[key] = bool(value)
+  # llama.cpp's default is True for SentencePiece. tokenizer.json is where transformers looks.
+  if "bos_token" in config and config.get("add_bos_token", kind == "llama"):
+    values = json.loads(files["tokenizer.json"])
+    bos = config["bos_token"]
+    values["post_processor"] = bos_processor(bos, tokens.index(bos))
+    files["tokenizer.json"] = json_bytes(values)
   template = fields.get("tokenizer.chat_template")
   if isinstance(template, str):
     config["chat_template"] = template
@@ -120,6 +127,8 @@ def fields_of(files: dict[str, bytes], vocab_size: int) -> dict[str, Any]:
   Raises:
     UserError: llama.cpp has no name for the way it cuts text.
   """
+  from jaxlm.interop.bundle import begin_ids
+
   config = json.loads(files.get("tokenizer_config.json", b"{}"))
   if "tokenizer.model" in files:
     out, tokens = _fields_of_sentencepiece(files["tokenizer.model"])
@@ -141,7 +150,7 @@ def fields_of(files: dict[str, bytes], vocab_size: int) -> dict[str, Any]:
     token = token.get("content") if isinstance(token, dict) else token
     if token in places:
       out[f"tokenizer.ggml.{theirs}_token_id"] = places[token]
-  out["tokenizer.ggml.add_bos_token"] = bool(config.get("add_bos_token", False))
+  out["tokenizer.ggml.add_bos_token"] = bool(begin_ids(files, places))
   template = files[TEMPLATE].decode() if TEMPLATE in files else config.get("chat_template")
   if isinstance(template, str):
     out["tokenizer.chat_template"] = template

@@ -165,6 +165,17 @@ def _added(tokens: Mapping[str, int], special: set[str]) -> list[dict[str, Any]]
   ]
 
 
+def bos_processor(token: str, token_id: int) -> dict[str, Any]:
+  """A tokenizer.json's post_processor that puts BOS before every text."""
+  parts = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+  return {
+    "type": "TemplateProcessing",
+    "single": parts,
+    "pair": [*parts, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+  }
+
+
 def _byte(tokenizer: Any) -> bytes:
   vocabulary = {character: byte for character, byte in byte_characters().items()}
   table = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import Tokenizer, set_threads
+from jaxlm.tokenizers.base import Tokenizer, is_lossless, set_threads
 from jaxlm.tokenizers.config import Accelerator
 from jaxlm.tokenizers.encoders import BUILD
 
@@ -40,6 +40,7 @@ class AcceleratedTokenizer:
     self.kind: str = reference.kind
     self.vocab_size: int = reference.vocab_size
     self.eos_id: int = reference.eos_id
+    self.lossless: bool = is_lossless(reference)
     self._threads: int | None = None
     self._encode_batch = BUILD[Accelerator(name)](reference)
 

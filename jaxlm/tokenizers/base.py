@@ -7,6 +7,10 @@ Every tokenizer of jaxlm is lossless: decode(encode(text)) == text for every tex
 Unicode (of one whose own rules normalise text, for every text in that form: see `normalized`), and
 no text can spell a control id such as EOS.
 
+Published ones that are not (a space in front of every text, as Llama 2's; lower case, as BERT's)
+serve the checkpoints that came with them. Data is prepared with one only where it is named as
+lossy:PATH; what is lost then is lost from the data, and there are no bits per byte.
+
 `load_tokenizer` also opens what others publish: a Hugging Face tokenizer.json or its folder, a
 SentencePiece .model, tiktoken ranks, GPT-2's vocabulary and merges (see tokenizers/foreign.py).
 """
@@ -15,7 +19,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +28,7 @@ import numpy as np
 from jaxlm.errors import UserError
 
 CARD = "tokenizer.json"
+LOSSY = "lossy:"  # before a path: a tokenizer that is not lossless is accepted for data
 
 # kind → module:class with a `load(directory, card)`; modules are imported only when asked for.
 KINDS = {
@@ -81,20 +86,33 @@ class Tokenizer(Protocol):
     ...
 
 
-def load_tokenizer(directory: str | os.PathLike[str], *, eos: str | None = None) -> Tokenizer:
+def load_tokenizer(
+  directory: str | os.PathLike[str], *, eos: str | None = None, lossy: bool = False
+) -> Tokenizer:
   """Reads a directory written by `Tokenizer.save`, or a published tokenizer.
 
   Args:
-    directory: the directory, or a published tokenizer's file or folder.
+    directory: the directory, or a published tokenizer's file or folder. lossy:PATH accepts one that
+      is not lossless, and what is saved of it says so: it opens without `lossy` from then on.
     eos: of a published tokenizer, the symbol that ends a document, where its files do not tell.
+    lossy: take one that is not lossless, to use what was made with it.
 
   Raises:
-    UserError: no card, an unknown kind, or a file that is missing or differs from its checksum.
+    UserError: no card, an unknown kind, a file that is missing or differs from its checksum, or a
+      tokenizer that is not lossless.
   """
+  path = os.fspath(directory)
+  accepted = path.startswith(LOSSY)
+  tokenizer = _load(Path(path.removeprefix(LOSSY)), eos, lossy or accepted)
+  if accepted and isinstance(tokenizer, ByteTable) and not tokenizer.lossless:
+    tokenizer.accepted = True
+  return tokenizer
+
+
+def _load(root: Path, eos: str | None, lossy: bool) -> Tokenizer:
   from jaxlm.tokenizers.foreign import open_foreign
 
-  root = Path(directory)
-  published = open_foreign(root, eos)
+  published = open_foreign(root, eos, lossy=lossy)
   if published is not None:
     return published
   file = root / CARD
@@ -122,6 +140,11 @@ def load_tokenizer(directory: str | os.PathLike[str], *, eos: str | None = None)
         f"{file}: {key} is {card.get(key)!r} but the tokenizer has {found!r}: it was changed or"
         f" damaged; {remedy}"
       )
+  if not (lossy or is_lossless(tokenizer) or card.get("accepted")):
+    raise UserError(
+      f"{root}: text does not come back from this tokenizer as it was (it adds, drops or changes"
+      f" characters): prepare data with another one, or name it as {LOSSY}{root} to accept that"
+    )
   return tokenizer
 
 
@@ -134,7 +157,14 @@ def write_card(tokenizer: Tokenizer, directory: Path, file: str | None) -> None:
     "vocab_size": tokenizer.vocab_size,
     "eos_id": tokenizer.eos_id,
   }
+  if not is_lossless(tokenizer):
+    card |= {"lossless": False, "accepted": getattr(tokenizer, "accepted", False)}
   (directory / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def is_lossless(tokenizer: Tokenizer) -> bool:
+  """Whether text comes back from its ids; see the module's docstring."""
+  return getattr(tokenizer, "lossless", True)
 
 
 def normalized(tokenizer: Tokenizer, text: str) -> str:
@@ -178,6 +208,19 @@ def check_lossless(tokenizer: Tokenizer, symbols: Iterable[str], remedy: str) ->
       raise UserError(f"the {tokenizer.kind} tokenizer makes EOS of the text {probe!r}; {remedy}")
 
 
+def settle_losses(tokenizer: "ByteTable", check: Callable[[], None], *, lossy: bool) -> None:
+  """Runs a check like check_lossless; with `lossy`, what fails is marked as not lossless."""
+  try:
+    check()
+  except UserError:
+    one: Any = tokenizer
+    # Lossy or not, a text never ends a document.
+    if not lossy or any(one.eos_id in one.encode(text) for text in ("x </s> y", "[SEP] <eos>")):
+      raise
+    tokenizer.lossless = False
+    tokenizer.adds_space = one.decode_bytes(one.encode("a")).startswith(b" ")
+
+
 def sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
@@ -194,15 +237,27 @@ def utf8(text: str) -> bytes:
 
 
 class ByteTable:
-  """Decoding by a table of the bytes of each id, `_table`."""
+  """Decoding by a table of the bytes of each id, `_table`.
+
+  Attributes:
+    lossless: see the module's docstring.
+    accepted: of one that is not: data may be prepared with it.
+    adds_space: `encode` puts a space before the text.
+  """
 
   _table: list[bytes]
+  lossless: bool = True
+  accepted: bool = False
+  adds_space: bool = False
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
     return join_bytes(self._table, ids)
 
   def decode(self, ids: Iterable[int]) -> str:
-    return self.decode_bytes(ids).decode("utf-8", "replace")
+    data = self.decode_bytes(ids)
+    if self.adds_space:  # decode_bytes keeps it: what continues a text begins with its own
+      data = data.removeprefix(b" ")
+    return data.decode("utf-8", "replace")
 
   def token_bytes(self) -> np.ndarray:
     return np.array([len(b) for b in self._table], np.int32)

@@ -15,19 +15,21 @@ from jaxlm.tokenizers.base import CARD, Tokenizer
 _BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
-def open_foreign(path: Path, eos: str | None = None) -> Tokenizer | None:
+def open_foreign(path: Path, eos: str | None = None, *, lossy: bool = False) -> Tokenizer | None:
   """The tokenizer in a published file or folder; None where it is jaxlm's own or nothing is there.
+
+  lossy: see base.load_tokenizer.
 
   Raises:
     UserError: the file can not be read, is not what its name says, or is not lossless.
   """
   try:
     if path.is_file():
-      return _open_file(path, eos)
+      return _open_file(path, eos, lossy)
     if not path.is_dir():
       return None
     if (path / CARD).is_file():
-      return _hugging_face(path / CARD, eos, optional=True)
+      return _hugging_face(path / CARD, eos, lossy, optional=True)
     for vocabulary, merges in _BPE_FILES:
       if (path / vocabulary).is_file() and (path / merges).is_file():
         from jaxlm.tokenizers.huggingface import from_bpe_files
@@ -37,14 +39,14 @@ def open_foreign(path: Path, eos: str | None = None) -> Tokenizer | None:
     if len(found) > 1:
       names = ", ".join(f.name for f in found)
       raise UserError(f"{path}: holds several tokenizers ({names}): name one of the files")
-    return _open_file(found[0], eos) if found else None
+    return _open_file(found[0], eos, lossy) if found else None
   except OSError as e:
     raise UserError(f"{e.filename or path}: {e.strerror or e}; correct the tokenizer's path") from e
 
 
-def _open_file(path: Path, eos: str | None) -> Tokenizer | None:
+def _open_file(path: Path, eos: str | None, lossy: bool) -> Tokenizer | None:
   if path.suffix == ".json":
-    return _hugging_face(path, eos, optional=False)
+    return _hugging_face(path, eos, lossy, optional=False)
   data = path.read_bytes()
   from jaxlm.tokenizers.tiktoken import is_ranks, open_ranks
 
@@ -53,12 +55,12 @@ def _open_file(path: Path, eos: str | None) -> Tokenizer | None:
   from jaxlm.tokenizers.sentencepiece import SentencePieceTokenizer
 
   try:
-    return SentencePieceTokenizer(data)
+    return SentencePieceTokenizer(data, lossy=lossy)
   except UserError as e:
     raise UserError(f"{path}: {e}") from None
 
 
-def _hugging_face(path: Path, eos: str | None, *, optional: bool) -> Tokenizer | None:
+def _hugging_face(path: Path, eos: str | None, lossy: bool, *, optional: bool) -> Tokenizer | None:
   data = path.read_bytes()
   try:
     values = json.loads(data)
@@ -73,7 +75,7 @@ def _hugging_face(path: Path, eos: str | None, *, optional: bool) -> Tokenizer |
   from jaxlm.tokenizers.huggingface import HuggingFaceTokenizer
 
   try:
-    return HuggingFaceTokenizer(data, eos=eos or _named_eos(path.parent))
+    return HuggingFaceTokenizer(data, eos=eos or _named_eos(path.parent), lossy=lossy)
   except UserError as e:
     raise UserError(f"{path}: {e}") from None
 

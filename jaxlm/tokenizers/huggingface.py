@@ -1,5 +1,7 @@
 """Hugging Face tokenizers (tokenizer.json) whose pieces are bytes: byte-level BPE and its like.
 
+Others (WordPiece, no byte fallback, a space in front) open only as lossy; see tokenizers/base.py.
+
 Three traps of the library are handled here:
 
 - Stock `encode` reads the names of special tokens out of the text ("<|endoftext|>" in a document
@@ -19,14 +21,26 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import ByteTable, check_lossless, segments, sha256, utf8, write_card
+from jaxlm.tokenizers.base import (
+  ByteTable,
+  check_lossless,
+  segments,
+  settle_losses,
+  sha256,
+  utf8,
+  write_card,
+)
 
 FILE = "huggingface.json"  # tokenizer.json is the name of jaxlm's card
 SEGMENT_CHARS = 1 << 18
 SPACE = "\u2581"
 # Symbols that end documents in published vocabularies, where no file says which it is.
-_USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-_REMEDY = "use a byte-level BPE tokenizer, or train one with `python -m jaxlm.data train_tokenizer`"
+# The last is BERT's, which has no other and ends every text with it.
+_USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+_REMEDY = (
+  "use a byte-level BPE tokenizer, train one with `python -m jaxlm.data train_tokenizer`, or name"
+  " this one as lossy:PATH to accept it"
+)
 
 
 class HuggingFaceTokenizer(ByteTable):
@@ -35,6 +49,7 @@ class HuggingFaceTokenizer(ByteTable):
   Args:
     data: the bytes of the file.
     eos: name or id of the symbol that ends a document; None: the usual ones are looked for.
+    lossy: take one that is not lossless; `lossless` tells.
 
   Raises:
     UserError: not such a file; not lossless; no EOS in it.
@@ -42,7 +57,7 @@ class HuggingFaceTokenizer(ByteTable):
 
   kind = "huggingface"
 
-  def __init__(self, data: bytes, *, eos: str | int | None = None):
+  def __init__(self, data: bytes, *, eos: str | int | None = None, lossy: bool = False):
     tokenizers = _library()
     self._data = data
     self.threads: int | None = None
@@ -56,11 +71,11 @@ class HuggingFaceTokenizer(ByteTable):
     self._tokenizer.no_padding()
     vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocabulary.values()) + 1
-    self._table = _table(self.values, vocabulary, self.vocab_size)
+    self._table = _table(self.values, vocabulary, self.vocab_size, lossy)
     self.eos_id = self._eos(eos, vocabulary)
     self._table[self.eos_id] = b""
     special = [t["content"] for t in self.values.get("added_tokens") or [] if t["special"]]
-    check_lossless(self, special, _REMEDY)
+    settle_losses(self, lambda: check_lossless(self, special, _REMEDY), lossy=lossy)
 
   def _eos(self, eos: str | int | None, vocabulary: dict[str, int]) -> int:
     if isinstance(eos, int):
@@ -89,7 +104,7 @@ class HuggingFaceTokenizer(ByteTable):
     eos = card.get("eos_id")
     if not isinstance(eos, int) or _fingerprint(data, eos) != card.get("sha256"):
       raise UserError(f"{file}: its bytes changed (sha256 differs from tokenizer.json); {remedy}")
-    return cls(data, eos=eos)
+    return cls(data, eos=eos, lossy=card.get("lossless") is False)
 
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0]
@@ -101,7 +116,7 @@ class HuggingFaceTokenizer(ByteTable):
     self, texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]]
   ) -> list[list[int]]:
     """encode_batch over the segments of the texts; shared with accelerators, which must agree."""
-    return encode_segmented(texts, encode_batch)
+    return encode_segmented(texts, encode_batch, whole=not self.lossless)
 
   def _encode_batch(self, parts: list[str]) -> list[list[int]]:
     if self.threads == 1 or len(parts) == 1:
@@ -111,7 +126,10 @@ class HuggingFaceTokenizer(ByteTable):
     return [encoding.ids for encoding in found]
 
   def normalize(self, text: str) -> str:
-    """The text under the file's own normalizer (NFC in some), without SentencePiece's spaces."""
+    """The text under the file's own normalizer (NFC in some), without SentencePiece's spaces; of a
+    lossy tokenizer, what comes back."""
+    if not self.lossless:
+      return self.decode(self.encode(text))
     normalizer = self._tokenizer.normalizer
     if normalizer is None or SPACE in self._space:
       return text
@@ -137,18 +155,21 @@ class HuggingFaceTokenizer(ByteTable):
     write_card(self, root, FILE)
 
   def __reduce__(self) -> tuple[Any, ...]:
-    return _rebuild, (self._data, self.eos_id)
+    return _rebuild, (self._data, self.eos_id, not self.lossless)
 
 
 def encode_segmented(
-  texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]]
+  texts: Sequence[str],
+  encode_batch: Callable[[list[str]], list[list[int]]],
+  *,
+  whole: bool = False,
 ) -> list[list[int]]:
-  """encode_batch over the texts, long ones cut."""
+  """encode_batch over the texts, long ones cut, unless `whole` (each cut would begin a text)."""
   parts: list[str] = []
   owners: list[int] = []
   for i, text in enumerate(texts):
     utf8(text)  # some of the libraries replace a lone surrogate without a word
-    for part in (text,) if len(text) <= SEGMENT_CHARS else segments(text, SEGMENT_CHARS):
+    for part in (text,) if whole or len(text) <= SEGMENT_CHARS else segments(text, SEGMENT_CHARS):
       parts.append(part)
       owners.append(i)
   encoded = encode_batch(parts) if parts else []
@@ -193,13 +214,16 @@ def byte_characters() -> dict[str, int]:
   return out
 
 
-def _table(values: dict[str, Any], vocabulary: dict[str, int], size: int) -> list[bytes]:
+def _table(
+  values: dict[str, Any], vocabulary: dict[str, int], size: int, lossy: bool
+) -> list[bytes]:
   """The bytes of each id; ids that stand for no text have none."""
   # By name: the library gives other ids than the file where those leave a gap.
   added = {t["content"]: t for t in values.get("added_tokens") or []}
   kinds = set(_types(values.get("decoder")))
   fallback = bool(values["model"].get("byte_fallback")) or "ByteFallback" in kinds
-  if "ByteLevel" not in kinds and not fallback:
+  inner = values["model"].get("continuing_subword_prefix") if "WordPiece" in kinds else None
+  if "ByteLevel" not in kinds and not fallback and not lossy:
     raise UserError(
       f"its pieces are not bytes ({values['model'].get('type', 'model')} with decoder"
       f" {', '.join(sorted(kinds)) or 'none'}), so that text would be lost; {_REMEDY}"
@@ -209,7 +233,9 @@ def _table(values: dict[str, Any], vocabulary: dict[str, int], size: int) -> lis
   for piece, i in vocabulary.items():
     if piece in added:
       table[i] = b"" if added[piece]["special"] else piece.encode()
-    elif fallback:
+    elif inner:  # a word's parts after the first are marked, and words stand apart
+      table[i] = piece[len(inner) :].encode() if piece.startswith(inner) else f" {piece}".encode()
+    elif fallback or "ByteLevel" not in kinds:
       is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
       table[i] = bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(SPACE, " ").encode()
     elif all(c in characters for c in piece):
@@ -228,8 +254,8 @@ def _fingerprint(data: bytes, eos_id: int) -> str:
   return sha256(data + b"\0eos=%d" % eos_id)
 
 
-def _rebuild(data: bytes, eos_id: int) -> HuggingFaceTokenizer:
-  return HuggingFaceTokenizer(data, eos=eos_id)
+def _rebuild(data: bytes, eos_id: int, lossy: bool) -> HuggingFaceTokenizer:
+  return HuggingFaceTokenizer(data, eos=eos_id, lossy=lossy)
 
 
 def _library() -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 import sentencepiece
 
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import ByteTable, segments, sha256, utf8, write_card
+from jaxlm.tokenizers.base import ByteTable, segments, settle_losses, sha256, utf8, write_card
 
 FILE = "tokenizer.model"
 SPACE = "\u2581"  # how the library writes a space inside
@@ -31,6 +31,7 @@ class SentencePieceTokenizer(ByteTable):
 
   Args:
     model: the serialised model (the bytes of a .model file).
+    lossy: take one that is not lossless; `lossless` tells.
 
   Raises:
     UserError: not a model, or one that is not lossless (no byte fallback, text normalisation, a
@@ -39,7 +40,7 @@ class SentencePieceTokenizer(ByteTable):
 
   kind = "sentencepiece"
 
-  def __init__(self, model: bytes):
+  def __init__(self, model: bytes, *, lossy: bool = False):
     self._model = model
     self.threads: int | None = None
     try:
@@ -67,9 +68,13 @@ class SentencePieceTokenizer(ByteTable):
     remedy = "train it with jaxlm's settings (`python -m jaxlm.prepare`)"
     if self.eos_id < 0 or not processor.is_control(self.eos_id):
       raise UserError(f"the SentencePiece model has no EOS control symbol; {remedy}")
-    if len(byte_ids) != 256:
+    remedy += ", or name it as lossy:PATH to accept it"
+    if len(byte_ids) != 256 and not lossy:
       raise UserError(f"the SentencePiece model has no byte fallback; {remedy}")
-    self._space_ids = [byte_ids[b] for b in SPACE.encode()]
+    self._space_ids = [byte_ids.get(b, -1) for b in SPACE.encode()]
+    settle_losses(self, lambda: self._check(remedy), lossy=lossy)
+
+  def _check(self, remedy: str) -> None:
     # Without a piece for it, a space would fall back to the bytes of U+2581, three for one.
     # The other probes: normalisation (ﬁ, full-width A), dropped or added spaces, line ends.
     for probe in (" ", " a  b \n\n c ", "ﬁ Ａ\r\n\t\0", "a", SPACE):
@@ -87,7 +92,7 @@ class SentencePieceTokenizer(ByteTable):
       raise UserError(f"{file}: {e.strerror or e}; {remedy}") from None
     if sha256(model) != card.get("sha256"):
       raise UserError(f"{file}: its bytes changed (sha256 differs from tokenizer.json); {remedy}")
-    return cls(model)
+    return cls(model, lossy=card.get("lossless") is False)
 
   def encode(self, text: str) -> list[int]:
     return self._encode([text], threads=1)[0]
@@ -109,7 +114,8 @@ class SentencePieceTokenizer(ByteTable):
     parts: list[str] = []
     owners: list[int] = []  # of each segment, the text; -1 - text for a literal U+2581
     for i, text in enumerate(texts):
-      for part in _segments(text):
+      # Each segment of a lossy one might begin with a space of its own.
+      for part in _segments(text) if self.lossless else (text,):
         owners.append(-1 - i if part is None else i)
         if part is not None:
           parts.append(part)
@@ -127,6 +133,10 @@ class SentencePieceTokenizer(ByteTable):
         out[owner].extend(next(encoded))
     return out
 
+  def normalize(self, text: str) -> str:
+    """The text; of a lossy tokenizer, what comes back."""
+    return text if self.lossless else self.decode(self.encode(text))
+
   def fingerprint(self) -> str:
     return sha256(self._model)
 
@@ -143,7 +153,11 @@ class SentencePieceTokenizer(ByteTable):
 
   # The C++ object cannot be pickled; its model can.
   def __reduce__(self) -> tuple[Any, ...]:
-    return type(self), (self._model,)
+    return _rebuild, (self._model, not self.lossless)
+
+
+def _rebuild(model: bytes, lossy: bool) -> SentencePieceTokenizer:
+  return SentencePieceTokenizer(model, lossy=lossy)
 
 
 def _segments(text: str) -> Iterator[str | None]:

@@ -35,12 +35,18 @@ def make_init(model: ModelDef, tx: optax.GradientTransformation) -> Any:
   Its jax.eval_shape gives shapes, dtypes and shardings: the target of a checkpoint's restore.
   """
 
-  def init(key: jax.Array) -> TrainState:
-    params = model.init(key)
+  begin = make_begin(model, tx)
+  return lambda key: begin(model.init(key))
+
+
+def make_begin(model: ModelDef, tx: optax.GradientTransformation) -> Any:
+  """A function params -> TrainState at step 0, to be jitted as that of `make_init` is."""
+
+  def begin(params: Params) -> TrainState:
     opt_state = sharding.settle(tx.init(for_optimizer(params, model.logical_axes())))
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=to_host(opt_state))
 
-  return init
+  return begin
 
 
 def state_shapes(init: Any, layout: Layout) -> TrainState:

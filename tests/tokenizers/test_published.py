@@ -83,3 +83,34 @@ def test_a_model_with_a_dummy_prefix_is_refused(package_file):
   file = package_file("pypi:mistral-common==1.13.1", "tokenizer.model.v1")
   with pytest.raises(UserError, match=r"tokenizer\.model\.v1: .*not lossless"):
     load_tokenizer(file)
+
+
+def test_a_model_with_a_dummy_prefix_is_accepted_where_that_is_said(package_file, tmp_path):
+  """The library's own ids, and the text without the space; U+2581 is what it can't give back."""
+  import sentencepiece
+
+  file = package_file("pypi:mistral-common==1.13.1", "tokenizer.model.v1")
+  tokenizer = load_tokenizer(f"lossy:{file}")
+  theirs = sentencepiece.SentencePieceProcessor(model_file=str(file))
+  texts = [
+    "Hello world",
+    " two  spaces ",
+    "x\n\ny\t",
+    "日本 👍🏽",
+    "</s> [INST]",
+    "e\u0301",
+    "",
+    "ﬁ",
+  ]
+  for text in texts:
+    assert tokenizer.encode(text) == theirs.encode(text), text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
+  tokenizer.save(tmp_path)
+  again = load_tokenizer(tmp_path)
+  assert again.fingerprint() == tokenizer.fingerprint() and not again.lossless
+  card = json.loads((tmp_path / "tokenizer.json").read_text())
+  (tmp_path / "tokenizer.json").write_text(json.dumps(card | {"accepted": False}))
+  with pytest.raises(UserError, match="lossy:"):
+    load_tokenizer(tmp_path)
+  assert load_tokenizer(tmp_path, lossy=True).encode("a") == tokenizer.encode("a")
