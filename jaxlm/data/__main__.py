@@ -12,7 +12,7 @@ usage:
   python -m jaxlm.data trace --config=… --dataset=RUN --row=N      where a training row comes from
 
 A stage that is there with the same settings and inputs is used as it is; one that was killed goes
-on at its tasks.
+on at its tasks. With --dry_run a line for each stage says what would be done, and why.
 """
 
 import sys
@@ -51,7 +51,7 @@ _EXECUTOR = cli.define_string("executor", "local", "what runs the tasks: local, 
 _TASKS = cli.define_integer("tasks", 1, "parts of a stage", lower_bound=1)
 _WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower_bound=1)
 _LIMIT = cli.define_integer("limit", None, "documents of each source", lower_bound=1)
-_DRY_RUN = cli.define_bool("dry_run", False, "list the stages that are there, and do nothing")
+_DRY_RUN = cli.define_bool("dry_run", False, "say which stages would run, and why; write nothing")
 _DATASET = cli.define_string("dataset", None, "a dataset, or for trace a run's directory")
 _TOKENS_PLANNED = cli.define_float(
   "tokens_planned", None, "report: tokens of the training, for its epochs", lower_bound=1.0
@@ -122,9 +122,7 @@ def main() -> int:
   config = _CONFIG.value
   config.validate()
   if _DRY_RUN.value:
-    for name in STAGES:
-      there = sorted(str(d) for d in Path(config.output).glob(f"{name}-*") if d.is_dir())
-      print(f"{name}: {', '.join(there) or 'not made yet'}")
+    _plan(config)
     return cli.OK
   if _verb in STAGES:
     stages(config, _verb)
@@ -142,6 +140,16 @@ def main() -> int:
   else:
     _look(config)
   return cli.OK
+
+
+def _plan(config: "CurationConfig") -> None:
+  from jaxlm.data.stages import dry_run
+
+  last = dry_run.check_verb(_verb)
+  for one in dry_run.plan(config, last, tasks=_TASKS.value, limit=_LIMIT.value):
+    print(one.line())
+  if _verb == "run":
+    print(f"report: written each time: {Path(config.output) / 'report.html'}")
 
 
 def _report(output: str, dataset: str | None) -> None:

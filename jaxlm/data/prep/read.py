@@ -1,7 +1,9 @@
 """Reads files and folders as documents: plain text, code, .jsonl, .parquet, compressed or not."""
 
+import datetime
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,17 +212,19 @@ class TextCorpus:
           )
         if not _is_text(schema.field(column).type):
           raise UserError(f"{path}: column {column!r} is {schema.field(column).type}, not a text")
+        known = [name for name in (*_KNOWN, "license", "score", "metadata") if name != column]
+        columns = [column, *(name for name in known if name in schema.names)]
         row = 0
-        for batch in table.iter_batches(batch_size=256, columns=[column]):
-          for value in batch.column(0).to_pylist():
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+          for record in _rows(batch):
             where = f"{path}#{row}"
             row += 1
             self.counts.meet()
-            if value is None:
+            if record[column] is None:
               self.counts.skip("empty", where)
             else:
-              yield Document(where, value)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
+              yield Document(where, record[column], _origin(record))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as e:
       raise UserError(f"{path}: can not be read as Parquet ({e}); write the file again") from None
 
 
@@ -240,9 +244,39 @@ def _is_text(arrow_type: object) -> bool:
 _KNOWN = ("id", "url", "source", "date", "licence", "language", "title", "format")
 
 
-def _origin(record: dict[str, Any]) -> dict[str, str]:
-  """What a record or its metadata says of it, as far as Document.origin names it."""
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+  """The rows of a batch of a Parquet file as records."""
+  import pyarrow
+
+  columns = []
+  for column in batch.columns:
+    if pyarrow.types.is_timestamp(column.type) and column.type.unit == "ns":  # needs pandas
+      column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+    columns.append(column.to_pylist())
+  for values in zip(*columns, strict=True):
+    yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _origin(record: dict[str, Any]) -> dict[str, Any]:
+  """What a record or its metadata says of it, as far as Document.origin names it.
+
+  Texts, and `score` where it is a number: dedup may go by it.
+  """
   metadata = record.get("metadata")
-  values = {**(metadata if isinstance(metadata, dict) else {}), **record}
-  values.setdefault("licence", values.get("license"))
-  return {key: str(values[key]) for key in _KNOWN if values.get(key) not in (None, "")}
+  if isinstance(metadata, list):  # a map of Parquet: pairs
+    metadata = {one[0]: one[1] for one in metadata if isinstance(one, tuple) and len(one) == 2}
+  values = dict(metadata) if isinstance(metadata, dict) else {}
+  values |= {key: value for key, value in record.items() if value not in (None, "")}
+  if values.get("licence") in (None, ""):
+    values["licence"] = values.get("license")
+  found: dict[str, Any] = {
+    key: _plain(values[key]) for key in _KNOWN if values.get(key) not in (None, "")
+  }
+  score = values.get("score")
+  if isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score):
+    found["score"] = score
+  return found
+
+
+def _plain(value: Any) -> str:
+  return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)

@@ -16,6 +16,7 @@ from typing import Any
 from jaxlm.errors import UserError
 
 RECORD = "stage.json"
+BEGUN = "begun.json"  # {"fingerprint", "tasks", "parts"}: what an unfinished stage is
 
 
 def fingerprint(*parts: Any) -> str:
@@ -45,6 +46,15 @@ def read_stage(directory: str | Path) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise UserError(f"{file}: {error}; delete {directory} and run the stage again") from None
   return record
+
+
+def read_begun(directory: str | Path) -> dict[str, Any]:
+  """What a stage, finished or not, was begun as; {} where that can not be read."""
+  try:
+    found = json.loads((Path(directory) / BEGUN).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def is_finished(directory: str | Path, found: str) -> bool:

@@ -19,7 +19,7 @@ from jaxlm.data.stages.runner import (
 )
 from jaxlm.errors import UserError
 
-OPS_VERSION = 2
+OPS_VERSION = 3
 _PACKAGES = ("datatrove", "resiliparse", "trafilatura", "ftfy", "fasttext-numpy2-wheel", "spacy")
 
 
@@ -47,6 +47,22 @@ def file_hashes(ops: Mapping[str, OpConfig]) -> dict[str, dict[str, str]]:
   return found
 
 
+def identity(config: CleanConfig, upstream: str) -> dict[str, Any]:
+  """What the fingerprint is made of. upstream: the fingerprint of the stage before."""
+  ops = config.enabled()
+  files = file_hashes(ops)
+  # In the order of the op's lists, not of the hashes: two lists that change places are a change.
+  # Without their paths: a model may move.
+  models = {name: [one[file] for file in ops[name].files()] for name, one in files.items()}
+  return {
+    # How many failures are borne changes no document.
+    "config.clean": {k: v for k, v in describe(config).items() if k != "max_error_ratio"},
+    "models": models,
+    "upstream": upstream,
+    "op version": OPS_VERSION,
+  }
+
+
 def run(
   upstream_dir: str | Path,
   output: str | Path,
@@ -64,16 +80,16 @@ def run(
   from jaxlm.data.stages import stage_io
 
   settings, files = describe(config), file_hashes(config.enabled())
-  # How many failures are borne changes no document.
-  decides = {key: value for key, value in settings.items() if key != "max_error_ratio"}
-  hashes = {name: sorted(one.values()) for name, one in files.items()}
-  found = base.fingerprint("clean", decides, hashes, upstream["fingerprint"], OPS_VERSION)
+  parts = identity(config, upstream["fingerprint"])
+  found = base.fingerprint("clean", *parts.values())
   directory = base.stage_dir(output, "clean", found)
   if base.is_finished(directory, found):
-    _check_errors(directory, base.read_stage(directory)["ops"], config.max_error_ratio)
+    done = base.read_stage(directory)["ops"]
+    _check_errors(directory, done, config.max_error_ratio)
+    base.check_books("clean", done, max_drop_ratio, str(directory))
     return directory
   need_documents(upstream_dir, upstream)
-  begin(directory, found, tasks)
+  begin(directory, found, tasks, parts)
   started = time.perf_counter()
   counts = directory / "work" / "counts"
   steps = [

@@ -63,5 +63,8 @@ class CurationConfig:
       source.validate(f"{path}.sources[{name!r}]")
     if not 0 < self.max_drop_ratio <= 1:
       raise UserError(f"{path}.max_drop_ratio={self.max_drop_ratio}: must be above 0, at most 1")
+    # datatrove's hashes are seeded with seed + 1, in 32 bits.
+    if not 0 <= self.seed < 2**32 - 1:
+      raise UserError(f"{path}.seed={self.seed}: must be between 0 and {2**32 - 2}")
     for part in ("clean", "dedup", "decontaminate", "tokenizer", "tokenize", "executor"):
       getattr(self, part).validate(f"{path}.{part}")

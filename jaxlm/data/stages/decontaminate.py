@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,20 @@ from jaxlm.data.stages.runner import (
   require_datatrove,
 )
 
-OPS_VERSION = 1
+OPS_VERSION = 2
+
+
+def identity(
+  config: DecontaminateConfig, upstream: str, seed: int, index_sha256: str
+) -> dict[str, Any]:
+  """What the fingerprint is made of. upstream: the fingerprint of the stage before."""
+  return {
+    "config.decontaminate": as_json(config),
+    "upstream": upstream,
+    "op version": OPS_VERSION,
+    "config.seed": seed,
+    "text of the evaluation sets": index_sha256,
+  }
 
 
 def run(
@@ -43,14 +57,15 @@ def run(
 
   hashes, owners, sets = steps.build_index(config, "config.decontaminate")
   index_sha256 = steps.index_sha256(hashes, owners)
-  found = base.fingerprint(
-    "decontaminate", as_json(config), upstream["fingerprint"], OPS_VERSION, seed, index_sha256
-  )
+  parts = identity(config, upstream["fingerprint"], seed, index_sha256)
+  found = base.fingerprint("decontaminate", *parts.values())
   directory = base.stage_dir(output, "decontaminate", found)
   if base.is_finished(directory, found):
+    done = base.read_stage(directory)["ops"]
+    base.check_books("decontaminate", done, max_drop_ratio, str(directory))
     return directory
   need_documents(upstream_dir, upstream)
-  begin(directory, found, tasks)
+  begin(directory, found, tasks, parts)
   started = time.perf_counter()
   work = directory / "work"
   index, hits, counts = work / "index", work / "hits", work / "counts"

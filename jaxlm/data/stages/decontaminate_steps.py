@@ -16,15 +16,16 @@ import xxhash
 
 from jaxlm.data.stages.dedup_config import Action, DecontaminateConfig, EvalSetConfig
 from jaxlm.data.stages.stage_io import AT, Count, CountedOp, whole_file
+from jaxlm.data.stages.words import LETTERS
 from jaxlm.errors import UserError
 
-_WORD = re.compile(r"\w+")
 HASHES, TASKS = "hashes.npy", "tasks.npy"
 
 
 def words_of(text: str) -> list[str]:
   """Lower case words without punctuation; equal for texts that differ in these and in spaces."""
-  return _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("_", " "))
+  text = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
+  return LETTERS.of(text).findall(text)
 
 
 def hash_grams(words: list[str], n: int) -> np.ndarray:

@@ -31,8 +31,9 @@ from jaxlm.data.stages.runner import (
   need_documents,
   require_datatrove,
 )
+from jaxlm.errors import UserError
 
-OPS_VERSION = 2
+OPS_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,16 @@ def choose(cluster: Iterable[Member], rule: KeepRule, min_jaccard: float = 0.0) 
   return decisions
 
 
+def identity(config: DedupConfig, upstream: str, seed: int) -> dict[str, Any]:
+  """What the fingerprint is made of. upstream: the fingerprint of the stage before."""
+  return {
+    "config.dedup": as_json(config),
+    "upstream": upstream,
+    "op version": OPS_VERSION,
+    "config.seed": seed,
+  }
+
+
 def run(
   upstream_dir: str | Path,
   output: str | Path,
@@ -100,13 +111,15 @@ def run(
   """Makes the stage from a finished one, or finds it made. Returns its directory."""
   config.validate()
   upstream = base.read_stage(upstream_dir)
-  found = base.fingerprint("dedup", as_json(config), upstream["fingerprint"], OPS_VERSION, seed)
+  parts = identity(config, upstream["fingerprint"], seed)
+  found = base.fingerprint("dedup", *parts.values())
   directory = base.stage_dir(output, "dedup", found)
   if base.is_finished(directory, found):
+    base.check_books("dedup", base.read_stage(directory)["ops"], max_drop_ratio, str(directory))
     return directory
   need_documents(upstream_dir, upstream)
   require_datatrove()
-  begin(directory, found, tasks)
+  begin(directory, found, tasks, parts)
   started = time.perf_counter()
   runner = Runner(directory, executor, tasks, workers)
   ops = _Dedup(Path(upstream_dir), directory, config, runner, seed).run()
@@ -147,6 +160,7 @@ class _Dedup:
       scan = dedup_steps.Scan(self.work / "scan", config)
       self.runner("scan", [stage_io.StageReader(self.upstream), scan])
       records, ids = self._records("scan")
+      self._need_scores(records)
       gone: set[int] = set()
       if config.exact:
         self._decide("exact", self._groups(records, ids, ("hi", "lo"), gone))
@@ -220,6 +234,15 @@ class _Dedup:
       else:
         steps.append(stage_io.Decided(name, self.work / "decisions", folder, drop))
     return steps
+
+  def _need_scores(self, records: np.ndarray) -> None:
+    """UserError where the rule goes by scores and no document has one."""
+    if self.config.keep is KeepRule.BEST_SCORE and not np.isfinite(records["score"]).any():
+      raise UserError(
+        f"config.dedup.keep=BEST_SCORE: no document of {self.upstream} has a number in the "
+        f"metadata field {self.config.score_field!r}; name the field that holds scores in "
+        "config.dedup.score_field (quality_score, where the op quality ran), or another rule"
+      )
 
   def _records(self, folder: str) -> tuple[np.ndarray, "_Ids"]:
     """All tasks' records and, in the same order, their ids, read when needed."""
@@ -342,6 +365,8 @@ class _Dedup:
 
     members = minhash.read_clusters(clusters)
     records, ids = self._records("scan_minhash")
+    if not (self.config.exact or self.config.url):
+      self._need_scores(records)
     row_of = {
       (rank, document): ids.starts[rank] + document
       for group in members.values()

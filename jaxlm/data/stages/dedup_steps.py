@@ -1,6 +1,7 @@
 """Datatrove steps of the stage dedup."""
 
 import json
+import math
 import re
 import struct
 from collections import Counter
@@ -72,12 +73,15 @@ class Scan(PipelineStep):
       text = " ".join(text.casefold().split())
     digest = xxhash.xxh128_intdigest((scope + text).encode("utf-8", "surrogatepass"))
     url = str(metadata.get("url") or "")
-    url_hash = xxhash.xxh64_intdigest(scope + normal_url(url)) if url else 0
+    key = scope + normal_url(url)
+    if "part" in metadata:  # of a long document that collect has cut: all parts have its url
+      key += f"\0{metadata['part']}"
+    url_hash = xxhash.xxh64_intdigest(key.encode("utf-8", "surrogatepass")) if url else 0
     try:
       score = float(metadata.get(config.score_field))
     except (TypeError, ValueError):
       score = -np.inf
-    if score != score:
+    if not math.isfinite(score):
       score = -np.inf
     rest = (url_hash, len(document.text), score, priority.get(source, len(priority)))
     return _PACK.pack(document.metadata[AT], digest >> 64, digest & (2**64 - 1), *rest)

@@ -14,18 +14,18 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from jaxlm.data.stages import dedup_config
+from jaxlm.data.stages import dedup_config, words
 from jaxlm.data.stages.stage_io import whole_file
 from jaxlm.errors import UserError
 
-_WORDS = re.compile(r"\w+|[^\w\s]+")
+_RUNS = re.compile(r"\w+|[^\w\s]+")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 _PRIME = np.uint64((1 << 61) - 1)
 _BLOCK = 1024  # n-grams that are hashed at once: the arrays stay in the cache
 
 
-class RegexTokenizer(WordTokenizer):
-  """Words and runs of punctuation; datatrove takes an instance as its `language`."""
+class PlainTokenizer(WordTokenizer):
+  """Runs of letters and of punctuation; datatrove takes an instance as its `language`."""
 
   def __hash__(self) -> int:  # equal instances share datatrove's cache of the last document
     return 1
@@ -34,7 +34,7 @@ class RegexTokenizer(WordTokenizer):
     return type(other) is type(self)
 
   def word_tokenize(self, text: str) -> list[str]:
-    return _WORDS.findall(text)
+    return _RUNS.findall(text)
 
   def sent_tokenize(self, text: str) -> list[str]:
     return [part for part in (one.strip() for one in _SENTENCES.split(text)) if part]
@@ -46,6 +46,13 @@ class RegexTokenizer(WordTokenizer):
       spans.append((start, start + len(sentence)))
       start += len(sentence)
     return spans
+
+
+class RegexTokenizer(PlainTokenizer):
+  """The same with ideographs and kana as words of their own."""
+
+  def word_tokenize(self, text: str) -> list[str]:
+    return words.LETTERS_AND_MARKS.of(text).findall(text)
 
 
 def lsh_config(config: dedup_config.MinhashConfig, seed: int) -> MinhashConfig:
@@ -81,9 +88,9 @@ class Signatures(MinhashDedupSignature):
     self._salt = np.uint64(0)
 
   def get_shingles(self, text: str) -> np.ndarray:
-    words = self.word_tokenizer.word_tokenize(simplify_text(text, self.config.norm_config))
+    found = self.word_tokenizer.word_tokenize(simplify_text(text, self.config.norm_config))
     n = self.config.n_grams
-    grams = map(" ".join, zip(*(words[i:] for i in range(n)), strict=False))
+    grams = map(" ".join, zip(*(found[i:] for i in range(n)), strict=False))
     digest = xxhash.xxh64_intdigest
     shingles = np.fromiter((digest(gram) for gram in grams), dtype=np.uint64)
     # Repeats do not change a minimum.

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,17 @@ def need_documents(upstream_dir: str | Path, upstream: dict[str, Any]) -> None:
     raise UserError(f"{upstream_dir}: holds no documents: check the stage before this one")
 
 
-def begin(directory: Path, found: str, tasks: int) -> None:
+def begin(directory: Path, found: str, tasks: int, parts: Mapping[str, Any] | None = None) -> None:
   """Makes the directory, or takes an unfinished one up.
 
   Tasks of another number, or of another fingerprint of the same first digits, begin anew.
+
+  parts: what the fingerprint was made of, for `--dry_run` to tell why a stage runs again.
   """
-  mark = directory / "begun.json"
   state = {"fingerprint": found, "tasks": tasks}
   if directory.exists():
-    try:
-      same = json.loads(mark.read_text(encoding="utf-8")) == state
-    except (OSError, ValueError):
-      same = False
-    if not same:
+    begun = base.read_begun(directory)
+    if any(begun.get(key) != value for key, value in state.items()):
       if any(directory.glob("logs/*/slurm_jobs.json")):
         from jaxlm.data.stages.executors import slurm
 
@@ -96,8 +94,8 @@ def begin(directory: Path, found: str, tasks: int) -> None:
       shutil.rmtree(directory)
   directory.mkdir(parents=True, exist_ok=True)
   fresh = directory / f".begun.{os.getpid()}"
-  fresh.write_text(json.dumps(state), encoding="utf-8")
-  fresh.replace(mark)
+  fresh.write_text(json.dumps({**state, "parts": parts or {}}), encoding="utf-8")
+  fresh.replace(directory / base.BEGUN)
 
 
 def finish(

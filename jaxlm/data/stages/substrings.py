@@ -10,7 +10,6 @@ windows 16 bytes each, which the tasks share (a mapped file).
 """
 
 import contextlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from jaxlm.data.stages.dedup_config import DedupConfig
 from jaxlm.data.stages.stage_io import AT, Count, CountedOp, whole_file
+from jaxlm.data.stages.words import BETWEEN_SPACES
 
 PARTS = 64  # of the hashes' range
 _BUFFER = 1 << 20  # windows
-_WORD = re.compile(r"\S+")
 _ROW = np.dtype([("hash", "<u8"), ("at", "<i8")])
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd: it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -34,7 +33,7 @@ def windows(text: str, size: int, salt: str = "") -> tuple[np.ndarray, list[tupl
 
   A polynomial modulo 2^64 over the words' hashes, by differences of its prefix sums.
   """
-  places = [match.span() for match in _WORD.finditer(text)]
+  places = [match.span() for match in BETWEEN_SPACES.of(text).finditer(text)]
   count = len(places) - size + 1
   if count < 1:
     return np.zeros(0, np.uint64), places

@@ -33,6 +33,22 @@ _HASHED_BYTES = 1 << 34  # of raw files that are read again for their hashes, if
 Say = Callable[[str], None]
 
 
+def identity(config: TokenizeConfig, upstream: str, seed: int, tokenizer: str) -> dict[str, Any]:
+  """What the fingerprint is made of: fingerprints of the stage before and of the tokenizer too."""
+  return {
+    "config.tokenize": as_json(config),
+    "tokenizer": tokenizer,
+    "config.seed": seed,
+    "upstream": upstream,
+    "op version": OPS_VERSION,
+  }
+
+
+def mark_of(directory: Path, config: TokenizeConfig) -> Path:
+  """The file that is written last."""
+  return directory / (DATASETS if config.split_by_source else FILE_NAME)
+
+
 def run(
   upstream_dir: str | Path,
   output: str | Path,
@@ -58,20 +74,13 @@ def run(
   config.validate("config.tokenize")
   upstream = base.read_stage(upstream_dir)
   reference = load_tokenizer(tokenizer, eos=eos)
-  found = base.fingerprint(
-    "tokenize",
-    as_json(config),
-    reference.fingerprint(),
-    seed,
-    upstream["fingerprint"],
-    OPS_VERSION,
-  )
+  parts = identity(config, upstream["fingerprint"], seed, reference.fingerprint())
+  found = base.fingerprint("tokenize", *parts.values())
   directory = base.stage_dir(output, "tokenize", found)
-  mark = directory / (DATASETS if config.split_by_source else FILE_NAME)
-  if mark.is_file():
+  if mark_of(directory, config).is_file():
     return directory
   need_documents(upstream_dir, upstream)
-  begin(directory, found, 1)
+  begin(directory, found, 1, parts)
   try:
     _make(
       upstream_dir, upstream, directory, config, reference, found, name, accelerator, seed, workers,

@@ -37,6 +37,17 @@ CARD_FILE = "card.json"
 Say = Callable[[str], None]
 
 
+def identity(config: TokenizerTrainConfig, upstream: str, seed: int) -> dict[str, Any]:
+  """What the fingerprint is made of. upstream: the fingerprint of the stage before."""
+  settings = {k: v for k, v in as_json(config).items() if k not in ("accelerator", "path", "eos")}
+  return {
+    "config.tokenizer": settings,
+    "config.seed": seed,
+    "upstream": upstream,
+    "op version": OPS_VERSION,
+  }
+
+
 def run(
   upstream_dir: str | Path,
   output: str | Path,
@@ -54,15 +65,15 @@ def run(
   if config.path is not None:
     return Path(config.path)
   upstream = base.read_stage(upstream_dir)
-  settings = {k: v for k, v in as_json(config).items() if k not in ("accelerator", "path", "eos")}
-  found = base.fingerprint("train_tokenizer", settings, seed, upstream["fingerprint"], OPS_VERSION)
+  parts = identity(config, upstream["fingerprint"], seed)
+  found = base.fingerprint("train_tokenizer", *parts.values())
   directory = base.stage_dir(output, "train_tokenizer", found)
   if (directory / CARD_FILE).is_file():
     return directory / "tokenizer"
   need_documents(upstream_dir, upstream)
-  begin(directory, found, 1)
+  begin(directory, found, 1, parts)
   try:
-    _make(upstream_dir, upstream, directory, config, settings, found, seed, say)
+    _make(upstream_dir, upstream, directory, config, parts["config.tokenizer"], found, seed, say)
   except OSError as error:
     raise UserError(
       f"{error.filename or directory}: {error.strerror or error}; make room, then run it again"

@@ -1,5 +1,6 @@
 """What the executors share: one task, its failure, and the tasks that are left."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -9,17 +10,19 @@ from jaxlm.errors import UserError
 
 
 def run_tasks(steps: list[Any], logs: str, tasks: int, first: int, count: int) -> None:
-  """Runs `count` tasks from `first` on in this process, one after the other, unless done."""
+  """Runs `count` tasks from `first` on in this process, one after the other, unless done.
+
+  Without the process that LocalPipelineExecutor.run starts for its queues: it would outlive this
+  one when it is killed.
+  """
   from datatrove.executor.local import LocalPipelineExecutor
 
-  LocalPipelineExecutor(
-    steps,
-    tasks=tasks,
-    workers=1,
-    logging_dir=logs,
-    local_tasks=count,
-    local_rank_offset=first,
-  ).run()
+  pipeline = LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=logs)
+  for rank in range(first, first + count):
+    if not pipeline.is_rank_completed(rank):
+      LocalPipelineExecutor(
+        copy.deepcopy(steps), tasks=tasks, workers=1, logging_dir=logs
+      )._run_for_rank(rank)
 
 
 def run_task(steps: list[Any], logs: str, tasks: int, rank: int) -> None:

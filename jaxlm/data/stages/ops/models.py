@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+from jaxlm.data.stages.ops import run_model
 from jaxlm.data.stages.ops.base import Action, OpConfig, OpContext, need_range, need_share
 from jaxlm.errors import UserError
 
@@ -51,11 +52,15 @@ class QualityConfig(OpConfig):
 class PerplexityConfig(OpConfig):
   """How far a document is from the text a language model was made of; metadata perplexity.
 
-  The n-gram model of `python -m jaxlm.data.stages.quality train-ngram` gives it per byte, KenLM
-  (.arpa, .binary, .klm; needs the package kenlm) per word. Compare within one model alone.
+  A jaxlm run and the n-gram model of `python -m jaxlm.data.stages.quality train-ngram` give it per
+  byte (2 to the bits per byte), KenLM (.arpa, .binary, .klm; needs the package kenlm) per word.
+  Compare within one model alone.
 
   Attributes:
-    model: the file.
+    model: the file, or the directory of a run, which each task opens in a process of its own; see
+      jaxlm/score_documents.py for texts longer than its context.
+    step: of a run, the checkpoint; None: the newest.
+    device: of a run, what JAX_PLATFORMS is for that process.
     minimum, maximum: what lies outside is dropped; None: no bound. Very low perplexity is
       boilerplate, very high is noise.
     cuts: metadata perplexity_bucket is how many of them a document reaches: 0 is the head, as in
@@ -64,6 +69,8 @@ class PerplexityConfig(OpConfig):
   """
 
   model: str = ""
+  step: int | None = None
+  device: str = "cpu"
   minimum: float | None = None
   maximum: float | None = None
   cuts: tuple[float, ...] = ()
@@ -75,12 +82,22 @@ class PerplexityConfig(OpConfig):
     return models_steps.Perplexity(context, self)
 
   def files(self) -> tuple[str, ...]:
+    if self.model and run_model.is_run(self.model):
+      return run_model.files(self.model, self.step)
     return (self.model,) if self.model else ()
 
   def validate(self, path: str) -> None:
     if not self.model:
-      raise UserError(f"{path}.model='': name a model; `{_HELPER} train-ngram` makes one")
-    super().validate(path)
+      raise UserError(
+        f"{path}.model='': name a run or a model; `{_HELPER} train-ngram` makes a small one"
+      )
+    try:
+      super().validate(path)
+    except UserError as error:
+      said = str(error)
+      raise error if said.startswith(path) else UserError(f"{path}.model: {said}") from None
+    if not self.device:
+      raise UserError(f"{path}.device='': name a platform of JAX, e.g. cpu or cuda")
     need_range(path, ("minimum", self.minimum), ("maximum", self.maximum))
     if self.characters < 1:
       raise UserError(f"{path}.characters={self.characters}: must be at least 1")

@@ -1,5 +1,6 @@
-"""A fastText classifier and perplexity, in the process of the task."""
+"""A fastText classifier and perplexity; in the process of the task, but for a jaxlm run."""
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from datatrove.data import Document
 
+from jaxlm.data.stages.ops import run_model
 from jaxlm.data.stages.ops.base import Action, OpContext
 from jaxlm.data.stages.ops.models import PerplexityConfig, QualityConfig
 from jaxlm.data.stages.ops.steps import Cached, Op, label_score, load_fasttext, one_line
@@ -77,22 +79,40 @@ class Perplexity(Op):
 
   def __init__(self, context: OpContext, config: PerplexityConfig):
     super().__init__(context)
+    if run_model.is_run(config.model):
+      # All tasks, whenever they begin, use one checkpoint, though the run may still be trained.
+      config = dataclasses.replace(config, step=run_model.newest(config.model, config.step))
     self.config = config
 
     self._scorer: Callable[[str], float] | None = None
+    self._run: run_model.RunScorer | None = None
 
   def start(self) -> None:
-    self._scorer = scorer(self.config.model)
+    config = self.config
+    if run_model.is_run(config.model):
+      self._run = run_model.RunScorer(config.model, config.step, config.device)
+    else:
+      self._scorer = scorer(config.model)
 
   def end(self, rank: int) -> None:
     self._scorer = None
+    if self._run is not None:
+      self._run.close()
+      self._run = None
+
+  def perplexity(self, text: str) -> float:
+    """Of the beginning of a text."""
+    head = text[: self.config.characters]
+    if self._run is not None:
+      return float(2 ** min(self._run.bits_per_byte(head, len(head) == len(text)), 1000.0))
+    assert self._scorer is not None
+    return self._scorer(head)
 
   def judge(self, document: Document, count: Count) -> str | None:
     config = self.config
     if not document.text.strip():
       return "empty"
-    assert self._scorer is not None
-    value = round(self._scorer(document.text[: config.characters]), 4)
+    value = round(self.perplexity(document.text), 4)
     document.metadata["perplexity"] = value
     if config.cuts:
       bucket = bisect_right(config.cuts, value)

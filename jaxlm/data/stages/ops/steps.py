@@ -7,7 +7,7 @@ from typing import Any
 
 from datatrove.data import Document
 
-from jaxlm.data.stages.minhash import RegexTokenizer
+from jaxlm.data.stages.minhash import PlainTokenizer
 from jaxlm.data.stages.ops.base import OpContext, Words
 from jaxlm.data.stages.stage_io import Count, CountedOp
 from jaxlm.errors import UserError
@@ -59,8 +59,12 @@ class Filtered(Op):
 
 
 def word_tokenizer(words: Words) -> Any:
-  """What datatrove's filters take as `language`."""
-  return RegexTokenizer() if words is Words.REGEX else "eng_Latn"
+  """What datatrove's filters take as `language`.
+
+  Their limits (words of a document, letters of a word) are for languages with spaces: ideographs
+  alone would all be words too short.
+  """
+  return PlainTokenizer() if words is Words.REGEX else "eng_Latn"
 
 
 class Cached:

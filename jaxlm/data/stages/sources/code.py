@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class CodeSource(Source[CodeSourceConfig]):
     """(what lists the files, what all documents of it have in common)."""
     tree = self._git(root)
     if tree is not None:
-      return tree.entries, {"url": tree.url, "date": tree.date, "revision": tree.commit}
+      common = {"repository_url": tree.url, "date": tree.date, "revision": tree.commit}
+      return tree.entries, common
     if root.is_dir():
       return lambda counts: archives.folder_entries(root, self._exclude, counts), {}
     if archives.is_archive(root):
@@ -88,6 +90,7 @@ class CodeSource(Source[CodeSourceConfig]):
         continue
       origin = {
         **common,
+        "url": _url(common, entry.name),
         "id": f"{file.name}/{entry.name}",
         "path": entry.name,
         "repository": file.name,
@@ -137,6 +140,16 @@ class CodeSource(Source[CodeSourceConfig]):
     if code_files.is_minified(text, self.config.max_line_length, self.config.max_mean_line):
       return "minified", ""
     return "", text
+
+
+def _url(common: dict[str, Any], name: str) -> str:
+  """The file's own address, "" where the repository has none: dedup takes equal ones for copies."""
+  repository = common.get("repository_url")
+  if not repository:
+    return ""
+  path = urllib.parse.quote(name, errors="surrogateescape")
+  root = repository.rstrip("/").removesuffix(".git")
+  return f"{root}/blob/{common['revision']}/{path}"
 
 
 class _Licences:

@@ -33,7 +33,13 @@ class CommonCrawlSource(ArchiveSource[CommonCrawlConfig]):
     if self.config.paths_file is not None:
       file = Path(self.config.paths_file).expanduser()
     else:
-      file = self._fetcher.get(f"crawl-data/{self.config.crawl}/{self.config.kind.value}.paths.gz")
+      file = self._fetcher.get(self._list())
+    return self._chosen(file)
+
+  def _list(self) -> str:
+    return f"crawl-data/{self.config.crawl}/{self.config.kind.value}.paths.gz"
+
+  def _chosen(self, file: Path) -> list[str]:
     try:
       data = file.read_bytes()
       text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
@@ -58,5 +64,16 @@ class CommonCrawlSource(ArchiveSource[CommonCrawlConfig]):
 
   def fingerprint(self) -> str:
     """Of the files' names: what a crawl holds under a name does not change."""
-    text = "\n".join([self.config.base_url, *self.names()])
+    return self._hash(self.names())
+
+  def peek(self) -> str | None:
+    """`fingerprint` without network and without a byte written; None before the list is there."""
+    if self.config.paths_file is not None:
+      return self.fingerprint()
+    file = self._fetcher.cache / self._list()
+    whole = file.is_file() and file.with_name(file.name + ".json").is_file()
+    return self._hash(self._chosen(file)) if whole else None
+
+  def _hash(self, names: list[str]) -> str:
+    text = "\n".join([self.config.base_url, *names])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,65 +1,144 @@
 """The files of a source read by several processes, the documents in the same order as by one."""
 
 import collections
+import dataclasses
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.prep.documents import Corpus, Document
+from jaxlm.data.prep.documents import Corpus, Counts, Document
 from jaxlm.data.stages.sources.base import Source
 from jaxlm.errors import UserError
 
 
-def documents(corpus: Corpus, work: Path, workers: int) -> Iterator[Document]:
-  """corpus.documents(), its files read `workers` at a time where it is a Source.
+@dataclasses.dataclass
+class Place:
+  """Where the reading of a source is, so that it can go on there.
+
+  file: files that are done. taken: documents of the next one (of all, where the corpus knows no
+  files) that were yielded. left: what config.max_bytes leaves for that file and those after it.
+  counts: of the files that are done.
+  """
+
+  file: int = 0
+  taken: int = 0
+  left: int | None = None
+  counts: Counts = dataclasses.field(default_factory=Counts)
+
+  @classmethod
+  def first(cls, corpus: Corpus) -> "Place":
+    """Where a source begins."""
+    return cls(left=corpus.config.max_bytes if isinstance(corpus, Source) else None)
+
+
+def documents(corpus: Corpus, work: Path, workers: int, place: Place) -> Iterator[Document]:
+  """corpus.documents() from `place` on, which is kept up to date before each document.
+
+  Files of a Source are read `workers` at a time, none of those done again. Another corpus is read
+  from its beginning, and what was taken of it is left out.
 
   work: where each file's documents wait for their turn; as much as `workers` files hold.
   """
-  if workers <= 1 or not isinstance(corpus, Source):
-    yield from corpus.documents()
+  if not isinstance(corpus, Source):
+    place.counts = corpus.counts
+    for number, document in enumerate(corpus.documents(), 1):
+      if number > place.taken:
+        place.taken = number
+        yield document
     return
-  work.mkdir(parents=True, exist_ok=True)
-  left = corpus.config.max_bytes
-  for spool in _spools(corpus, work, workers):
-    taken = 0
-    try:
-      with spool.open("rb") as file:
-        while record := pickle.load(file):
+  walked, left = Counts(), place.left
+  try:
+    for reading in _readings(corpus, work, workers, place.file, walked):
+      number, skip = 0, place.taken
+      try:
+        for document in reading.documents():
+          number += 1
           if left is not None:
-            left -= len(record[1].encode("utf-8", "replace"))
-          taken += 1
-          yield Document(*record)
+            left -= len(document.text.encode("utf-8", "replace"))
+          if number > skip:
+            place.taken = number
+            yield document
           if left is not None and left <= 0:
-            # What else the file held was met in vain: it is neither a document nor lost.
-            rest = 0
-            while pickle.load(file):
-              rest += 1
-            corpus.counts.add(pickle.load(file))
-            corpus.counts.meet(-rest)
+            place.counts.add(reading.counts_of(number))
             return
-        corpus.counts.add(pickle.load(file))
-    except GeneratorExit:  # enough was taken: of this file no more was met
-      corpus.counts.meet(taken)
-      raise
-    finally:
-      spool.unlink()
+      except GeneratorExit:  # enough was taken
+        place.counts.add(reading.counts_of(number))
+        raise
+      finally:
+        reading.close()
+      place.counts.add(reading.counts)
+      place.file, place.taken, place.left = place.file + 1, 0, left
+  finally:
+    place.counts.add(walked)
 
 
-def _spools(corpus: Source[Any], work: Path, workers: int) -> Iterator[Path]:
+class _Reading:
+  """One file, read in this process."""
+
+  def __init__(self, corpus: Source[Any], file: Path):
+    self._corpus, self._file = corpus, file
+    self.counts = Counts()
+
+  def documents(self) -> Iterator[Document]:
+    self._corpus.counts = self.counts = Counts()
+    yield from self._corpus.of_file(self._file)
+
+  def counts_of(self, taken: int) -> Counts:
+    """What was met up to that document; of the rest of the file nothing is said."""
+    return self.counts
+
+  def close(self) -> None:
+    """Called at the end, whatever it is."""
+
+
+class _Spooled(_Reading):
+  """One file that another process has read."""
+
+  def __init__(self, corpus: Source[Any], file: Path, spool: Path):
+    super().__init__(corpus, file)
+    self._spool = spool
+
+  def documents(self) -> Iterator[Document]:
+    with self._spool.open("rb") as file:
+      while record := pickle.load(file):
+        yield Document(*record)
+      self.counts = pickle.load(file)
+
+  def counts_of(self, taken: int) -> Counts:
+    # The process read on to the end of the file; what it met up to here is found by reading again.
+    collections.deque(itertools.islice(super().documents(), taken), maxlen=0)
+    return self.counts
+
+  def close(self) -> None:
+    self._spool.unlink(missing_ok=True)
+
+
+def _readings(
+  corpus: Source[Any], work: Path, workers: int, first: int, walked: Counts
+) -> Iterator[_Reading]:
+  files = itertools.islice(corpus.files(walked), first, None)
+  if workers <= 1:
+    yield from (_Reading(corpus, file) for file in files)
+    return
   from concurrent.futures import Future, ProcessPoolExecutor
   from concurrent.futures.process import BrokenProcessPool
   from multiprocessing import get_context
 
-  waiting: collections.deque[Future[str]] = collections.deque()
+  work.mkdir(parents=True, exist_ok=True)
+  waiting: collections.deque[tuple[Path, Future[str]]] = collections.deque()
   with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
     try:
-      for number, file in enumerate(corpus.files(corpus.counts)):
-        waiting.append(pool.submit(_read, corpus, file, str(work / f"{number:06d}.pickle")))
+      for number, file in enumerate(files, first):
+        spool = str(work / f"{number:06d}.pickle")
+        waiting.append((file, pool.submit(_read, corpus, file, spool)))
         if len(waiting) > workers:
-          yield Path(waiting.popleft().result())
+          file, job = waiting.popleft()
+          yield _Spooled(corpus, file, Path(job.result()))
       while waiting:
-        yield Path(waiting.popleft().result())
+        file, job = waiting.popleft()
+        yield _Spooled(corpus, file, Path(job.result()))
     except BrokenProcessPool:
       raise UserError(
         f"{work}: a worker was killed (out of memory?); run the stage again, with fewer --workers"

@@ -113,6 +113,16 @@ def test_what_is_there_is_not_fetched_again_but_checked(server, config, tmp_path
   assert len(server.asked) == before + 1 and file.read_bytes() == data
 
 
+def test_what_is_known_without_the_network(server, config, tmp_path):
+  """Breaks if a dry run fetches the list, or takes another fingerprint than the run after it."""
+  source = config.build(strict=False, exclude="")
+  assert source.peek() is None
+  assert not server.asked and not (tmp_path / "cache").exists()
+  found = source.fingerprint()
+  before = len(server.asked)
+  assert source.peek() == found and len(server.asked) == before
+
+
 def test_a_half_fetched_file_is_never_taken_for_whole(server, config, tmp_path):
   """A run that gives up leaves a .part; the next goes on there, or anew if the file changed."""
   server.plan = ["broken", 503, 503, 503]
