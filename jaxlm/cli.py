@@ -9,7 +9,8 @@ with the `define_*` functions below, and `main() -> int | None`, and ends in
 Heavy imports (jax and all that needs it) belong inside `main()`: then `--help` and a mistyped key
 answer at once, and environment variables can still be set before JAX starts.
 
-Exit statuses: 0 done; 1 a bug (with its traceback); 2 bad input (one line on stderr);
+Exit statuses: 0 done; 1 a bug (with its traceback), a verdict that something is wrong, or hosts
+that did not come together (one line); 2 bad input (one line on stderr);
 75 preempted, run the same command again to resume (EX_TEMPFAIL); 130 interrupted by Ctrl-C.
 """
 
@@ -124,6 +125,13 @@ def define_config(
   return _configs[module]
 
 
+def run_config() -> type:
+  """What `expected` is for commands that take the config of a run."""
+  # By name: those of data, which never import JAX, have this module too.
+  found: type = importlib.import_module("jaxlm.config").RunConfig
+  return found
+
+
 # ---- running a main ---------------------------------------------------------------------------
 
 
@@ -143,6 +151,10 @@ def execute(main: Main, *, doc: str | None, argv: Sequence[str]) -> int:
     _parse(main.__module__)
     return main() or OK
   except UserError as error:
+    return fail(str(error))
+  except RuntimeError as error:  # jax is not imported here, and would name no class of its own
+    if not str(error).startswith("Unable to initialize backend"):
+      raise
     return fail(str(error))
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)

@@ -56,10 +56,17 @@ class ConfigFlag:
     return config_flags.get_config_filename(self._values["config"])
 
   def prepare_argv(self) -> None:
-    """Before parsing: puts the default into sys.argv, or refuses a missing or repeated flag."""
-    given = sum(bool(re.match(r"--?config(=|$)", argument)) for argument in sys.argv[1:])
+    """Before parsing: puts --config or its default first in sys.argv, where ml_collections wants it
+    (overrides may stand anywhere); refuses a missing or repeated flag."""
+    at = [i for i, argument in enumerate(sys.argv) if i and re.match(r"--?config(=|$)", argument)]
+    given = len(at)
     if given > 1:
       raise UserError("--config is given twice: there is one config to a run")
+    if given and at[0] == len(sys.argv) - 1 and "=" not in sys.argv[-1]:
+      raise UserError(f"--config names no file; for example --config={self.example}")
+    if given:
+      end = at[0] + (1 if "=" in sys.argv[at[0]] else 2)
+      sys.argv[1:] = sys.argv[at[0] : end] + sys.argv[1 : at[0]] + sys.argv[end:]
     if not given and self.default is None:
       raise UserError(f"--config is missing; for example --config={self.example}")
     if not given:
@@ -72,7 +79,7 @@ class ConfigFlag:
     overrides = config_flags.get_override_values(self._values["config"])
     for key, value in overrides.items():
       # `none` is a legal string; only where the field may be None does it mean None.
-      if value == "none" and _is_optional(config, key):
+      if isinstance(value, str) and value.lower() == "none" and _is_optional(config, key):
         config_path.set_value(key, config, None)
     configlib.check_types(config)
     if self._expected is not None and not isinstance(config, expected := self._expected()):
@@ -102,7 +109,7 @@ class _ConfigParser(flags.ArgumentParser):
   def parse(self, path: Any) -> Any:
     config = load_config(path)
     for argument in sys.argv[1:]:
-      if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+      if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
         tp = _field_type(config, match[1])
         config_flags.register_flag_parser_for_type(tp, _FieldParser(tp))
     return config

@@ -22,6 +22,8 @@ from typing import Any
 from jaxlm.errors import UserError
 
 LEAVE_SECONDS = 5.0
+# Not that of bad input, after which launchers don't start again: a host may have been late.
+_APART = 1
 
 _NAMES = ("JAXLM_COORDINATOR", "JAXLM_NUM_PROCESSES", "JAXLM_PROCESS_ID")
 
@@ -31,8 +33,11 @@ def initialize() -> None:
 
   Call it before anything touches a device. Collectives between CPUs go through gloo, JAX's default.
 
+  Where processes did not appear in time, this one ends here with one line and status 1: JAX's own
+  end is an abort inside its C++ client, which nothing in Python can catch.
+
   Raises:
-    UserError: settings that can not be, or processes that did not appear in time.
+    UserError: settings that can not be.
   """
   arguments = settings(os.environ)
   if arguments is None:
@@ -41,16 +46,28 @@ def initialize() -> None:
 
   if jax.distributed.is_initialized():
     return
+  seconds = arguments["initialization_timeout"]
+  where = arguments.get("coordinator_address") or "the coordinator that JAX found"
+  apart = f"{where}: the processes of this run did not come together"
+  advice = "check that all were started, and that this address can be reached from each"
+
+  def give_up() -> None:
+    sys.stdout.flush()
+    line = f"error: {apart} within {seconds} s: {advice}; JAXLM_START_SECONDS waits longer"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(_APART)
+
+  timer = threading.Timer(seconds, give_up)
+  timer.daemon = True
+  timer.start()
   try:
-    jax.distributed.initialize(**arguments)
+    # Later than the timer: see above.
+    jax.distributed.initialize(**arguments | {"initialization_timeout": seconds + 60})
   except (RuntimeError, ValueError) as error:
-    where = arguments.get("coordinator_address") or "the coordinator that JAX found"
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    raise UserError(
-      f"{where}: the processes of this run did not come together within "
-      f"{arguments['initialization_timeout']} s ({first[:200]}): check that all were started, and "
-      "that this address can be reached from each; JAXLM_START_SECONDS waits longer"
-    ) from None
+    raise UserError(f"{apart} ({first[:200]}): {advice}") from None
+  finally:
+    timer.cancel()
 
 
 def say(text: str) -> None:
@@ -95,7 +112,8 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     index = _integer(environment, "JAXLM_PROCESS_ID", 0, 0)
     if index >= count:
       raise UserError(f"JAXLM_PROCESS_ID={index}: must be below JAXLM_NUM_PROCESSES={count}")
-    if ":" not in environment["JAXLM_COORDINATOR"]:
+    host, _, port = environment["JAXLM_COORDINATOR"].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
       raise UserError(f"JAXLM_COORDINATOR={environment['JAXLM_COORDINATOR']}: write host:port")
     if count == 1:
       return None
@@ -106,11 +124,12 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
       "process_id": index,
       "local_device_ids": [],
     }
-  if environment.get("SLURM_STEP_NODELIST") and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+  tasks = _integer(environment, "SLURM_STEP_NUM_TASKS", 1, 1)
+  if environment.get("SLURM_STEP_NODELIST") and tasks > 1:
     # JAX takes one GPU for each process under srun; a process alone on its node takes them all.
     alone = environment.get("SLURM_STEP_NUM_TASKS") == environment.get("SLURM_STEP_NUM_NODES")
     return common | ({"local_device_ids": []} if alone else {})
-  if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+  if _integer(environment, "OMPI_COMM_WORLD_SIZE", 1, 1) > 1:
     return common
   if environment.get("JAXLM_DISTRIBUTED") == "auto":
     return common
@@ -119,6 +138,6 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _integer(environment: Mapping[str, str], name: str, default: int, low: int) -> int:
   text = environment.get(name) or str(default)
-  if not text.isdigit() or int(text) < low:
+  if not text.isdecimal() or int(text) < low:
     raise UserError(f"{name}={text}: must be a whole number, at least {low}")
   return int(text)

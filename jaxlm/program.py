@@ -61,6 +61,7 @@ def build_program(config: RunConfig) -> Program:
     loss_fn,
     tx,
     num_microbatches=config.num_microbatches,
+    skip_nonfinite=config.checkpoint.max_skipped_steps > 0,
     dropout_seed=config.seed if getattr(config.model, "dropout", 0) else None,
   )
   return Program(model, loss_fn, tx, jax.jit(make_init(model, tx)), jax.jit(step, donate_argnums=0))

@@ -17,7 +17,7 @@ import sys
 
 from jaxlm import cli
 
-CONFIG = cli.define_config(example="configs/1b.py")
+CONFIG = cli.define_config(example="configs/1b.py", expected=cli.run_config)
 PROCESSES = cli.define_integer("processes", 4, "processes that play the hosts", lower_bound=2)
 DEVICES = cli.define_integer(
   "devices", None, "of the real run; by default as many as the mesh asks for", lower_bound=1

@@ -20,7 +20,6 @@ from jaxlm.layers.config import DType, resolve_dtype
 from jaxlm.mesh import MESH_AXES
 from jaxlm.resumption import Step
 from jaxlm.tracking.config import TrackingConfig
-from jaxlm.training.config import CheckpointConfig
 from jaxlm.workdir import Workdir
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of losses on another mesh, relative
@@ -83,7 +82,7 @@ def verify(
       same_mesh = began.mesh.sizes(len(devices)) == sizes and _manner(began) == _manner(config)
       expected, expected_rows = proof.run("straight", began, [span[-1]])
       compared = list(span)
-    halfway = [] if chosen is not None else [span[max(len(span) // 2 - 1, 0)]]
+    halfway = [] if chosen is not None or len(span) < 2 else [span[len(span) // 2 - 1]]
     found, found_rows = proof.run("restarted", config, [*halfway, span[-1]])
     all_steps = resumption.compare(
       span, expected, found, expected_rows, found_rows, meta.next_row, config.global_batch_size
@@ -119,7 +118,9 @@ class _Proof:
     _barrier(f"verify-resume: {name}")
     config = configlib.from_dict(configlib.to_dict(config))
     config.eval.every_steps = 0
-    config.checkpoint = CheckpointConfig(every_steps=0, keep_last=10)
+    config.checkpoint = dataclasses.replace(
+      config.checkpoint, every_steps=0, keep_last=10, keep_every=0
+    )
     config.tracking = TrackingConfig(tensorboard=False)
     records = self.place / f"{name}.rows"
     for stop in stops:
@@ -168,7 +169,13 @@ def _verdict(steps: list[Step], same_mesh: bool, config: RunConfig, anew: bool) 
   distributed.say("\n".join(lines))
   worst = max(step.difference for step in steps)
   other = [step.step for step in steps if not step.same_rows]
-  if other:
+  diverged = [step.step for step in steps if not step.finite]
+  if diverged:
+    distributed.say(
+      f"verdict: DIFFERENT: the loss of step {diverged[0]} is not finite, so nothing is shown: the"
+      " run diverged; look at config.optim.peak_lr and at the data of that step"
+    )
+  elif other:
     distributed.say(
       f"verdict: DIFFERENT: step {other[0]} trains on other rows: the data changed since, or its"
       " position is not kept"

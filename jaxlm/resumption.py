@@ -79,10 +79,9 @@ def expected_rows(pipeline: Pipeline, first: int, count: int) -> Rows:
 
 
 def losses(workdir: str | Path) -> dict[int, float]:
-  """Step -> loss, as WORKDIR/metrics.jsonl has them."""
-  return {
-    line["step"]: line["loss"] for line in read(Path(workdir) / "metrics.jsonl") if "loss" in line
-  }
+  """Step -> loss, as WORKDIR/metrics.jsonl has them ("nan" and "inf" are strings there)."""
+  lines = read(Path(workdir) / "metrics.jsonl")
+  return {line["step"]: float(line["loss"]) for line in lines if "loss" in line}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +95,18 @@ class Step:
 
   @property
   def difference(self) -> float:
-    """Relative to the expected loss; infinite where one is missing."""
-    if self.expected is None or self.found is None:
+    """Relative to the expected loss; infinite where one is missing or not finite."""
+    if self.expected is None or self.found is None or not self.finite:
       return math.inf
     if self.expected == self.found:
       return 0.0
     difference = abs(self.expected - self.found) / max(abs(self.expected), 1e-30)
     return difference if math.isfinite(difference) else math.inf
+
+  @property
+  def finite(self) -> bool:
+    """Whether none of the losses is NaN or infinite, which nothing can be compared with."""
+    return all(v is None or math.isfinite(v) for v in (self.expected, self.found))
 
 
 def compare(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxlm import agreement, configlib, lineage, tree, xla_flags
-from jaxlm.checkpoint import Checkpointer, Meta
+from jaxlm.checkpoint import REMEDY, Checkpointer, DamagedError, Meta
 from jaxlm.config import RunConfig, model_fingerprint
 from jaxlm.data.config import TokenShardsConfig
 from jaxlm.data.manifest import Manifest
@@ -31,7 +32,7 @@ from jaxlm.sharding import Layout, make_layout
 from jaxlm.tokenizers.base import is_lossless, load_tokenizer
 from jaxlm.tracking.base import NoTracker
 from jaxlm.tracking.progress import Progress, short
-from jaxlm.training.loop import Loop
+from jaxlm.training.loop import Loop, NotFiniteError
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.preemption import Preemption
 from jaxlm.training.state import TrainState, make_begin, state_shapes
@@ -91,6 +92,7 @@ def train(
   *,
   accept_changes: bool = False,
   stop_at: int | None = None,
+  fallback: bool = True,
   devices: Sequence[jax.Device] | None = None,
   on_batch: OnBatch | None = None,
 ) -> bool:
@@ -101,6 +103,8 @@ def train(
     workdir: made if missing; if a run is there, it is continued.
     accept_changes: go on although the config differs from the one the run began with.
     stop_at: save and stop after so many updates in all, as if preempted.
+    fallback: where the newest checkpoint is damaged, go on from the newest that is not, and set the
+      damaged ones aside. False: refuse.
     devices: train on these; None: on all.
     on_batch: sees this host's batches as they are loaded, which is a step ahead.
 
@@ -108,10 +112,11 @@ def train(
     True if the run is finished, False if it was stopped and can be continued.
 
   Raises:
-    UserError: anything that does not fit together; nothing was overwritten then.
+    UserError: anything that does not fit together (nothing was overwritten then), or training that
+      is no longer finite (the newest checkpoint is from before that).
   """
   setup_jax()
-  agreement.check(agreement.facts(config, workdir=str(workdir), stop_at=stop_at))
+  agreement.check(agreement.facts(config, workdir=str(workdir), stop_at=stop_at, fallback=fallback))
   directory = Workdir(workdir)
   with contextlib.ExitStack() as held:
     with agreement.together():
@@ -130,7 +135,7 @@ def train(
     agreement.check({"data": data})
     with make_layout(config.mesh, devices).activate() as layout:
       return _Training(config, directory, pipeline, layout).run(
-        stop_at=stop_at, accept_changes=accept_changes, on_batch=on_batch
+        stop_at=stop_at, accept_changes=accept_changes, fallback=fallback, on_batch=on_batch
       )
 
 
@@ -233,12 +238,39 @@ class _Training:
       code=lineage.code_fingerprint(),
     )
 
-  def start(self, *, accept_changes: bool) -> tuple[TrainState, int, int]:
-    """The state to go on from, its step, and the rows consumed."""
-    key = jax.random.key(self.config.seed)
-    latest = self.checkpointer.latest()
-    if latest is None:
-      return self.program.init(key), 0, 0
+  def start(self, *, accept_changes: bool, fallback: bool) -> tuple[TrainState, int, int]:
+    """The state to go on from, its step, and the rows consumed.
+
+    Every process comes to the same: a DamagedError of one is one of all.
+    """
+    steps = self.checkpointer.steps()
+    if not steps:
+      return self.program.init(jax.random.key(self.config.seed)), 0, 0
+    damaged: dict[int, str] = {}
+    for step in reversed(steps):
+      try:
+        found = self._restored(step, accept_changes=accept_changes)
+        break
+      except DamagedError as error:
+        if not fallback:
+          raise
+        damaged[step] = str(error).removesuffix(REMEDY)
+    else:
+      older = (
+        f"nor can the older ones ({len(steps) - 1})" if len(steps) > 1 else "it is the only one"
+      )
+      raise UserError(
+        f"{damaged[steps[-1]]}{older}: restore one from a copy, or choose another --workdir"
+      )
+    # Not before one was found that can be used: the run is as it was if there is none.
+    for step, why in damaged.items():
+      place = self.checkpointer.set_aside(step)
+      if self.is_main:
+        line = f"{why}set aside as {place.name}; going on from step {found[1]}"
+        print(f"WARNING: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return found
+
+  def _restored(self, latest: int, *, accept_changes: bool) -> tuple[TrainState, int, int]:
     meta = self.checkpointer.meta(latest)
     where = f"{self.directory.checkpoints}/{latest}"
     parts = ("model", "tokenizer") if accept_changes else ("model", "tokenizer", "data")
@@ -254,10 +286,29 @@ class _Training:
     return state, meta.step, meta.next_row
 
   def run(
-    self, *, stop_at: int | None, accept_changes: bool, on_batch: OnBatch | None = None
+    self,
+    *,
+    stop_at: int | None,
+    accept_changes: bool,
+    fallback: bool,
+    on_batch: OnBatch | None = None,
+  ) -> bool:
+    # Entered before anything is compiled, which may take longer than a scheduler's notice.
+    with Preemption(self.checkpointer.reached_preemption) as preemption:
+      state, step, row = self.start(accept_changes=accept_changes, fallback=fallback)
+      return self._train(state, step, row, preemption, stop_at=stop_at, on_batch=on_batch)
+
+  def _train(
+    self,
+    state: TrainState,
+    start_step: int,
+    start_row: int,
+    preemption: Preemption,
+    *,
+    stop_at: int | None,
+    on_batch: OnBatch | None,
   ) -> bool:
     config, directory = self.config, self.directory
-    state, start_step, start_row = self.start(accept_changes=accept_changes)
     if self.is_main:
       configlib.save_json(config, directory.config)
       lineage.write(directory.path, lineage.datasets(lineage.dataset_paths(config.data.sources)))
@@ -267,6 +318,9 @@ class _Training:
         print(f"{directory.path}: already trained to step {start_step}; nothing to do")
       self.checkpointer.close()
       return True
+    if stop_at is not None and start_step >= stop_at:
+      self.checkpointer.close()
+      return False
     step = compile_step(config, self.layout)
     batch, seq_len = config.global_batch_size, config.data.seq_len
     model: Any = config.model
@@ -287,7 +341,6 @@ class _Training:
     with (
       Progress(config.num_steps, start_step, batch * seq_len, stream=stream) as progress,
       self.pipeline.iterator(batch, start_row, *self.layout.row_shard()) as batches,
-      Preemption(self.checkpointer.reached_preemption) as preemption,
     ):
       monitor = Monitor(
         tracker,
@@ -317,18 +370,37 @@ class _Training:
         save_every=config.checkpoint.every_steps,
         evaluate=evaluate if config.heldout_path() else None,
         evaluate_every=config.eval.every_steps,
-        preempted=lambda step: (stop_at == step) or preemption.requested(step),
+        preempted=lambda step: (
+          (stop_at is not None and step >= stop_at) or preemption.requested(step)
+        ),
+        max_skipped_steps=config.checkpoint.max_skipped_steps,
         use_segments=not config.data.attend_across_documents,
       )
       try:
         state, stopped = loop.run(state, start_step, config.num_steps)
         self.checkpointer.wait()
+      except NotFiniteError as error:
+        self.checkpointer.wait()
+        raise UserError(f"{error}: {self._advice(error)}") from error
       finally:
         tracker.close()
         self.checkpointer.close()
     return not stopped
 
+  def _advice(self, error: NotFiniteError) -> str:
+    latest, skips = self.checkpointer.latest(), self.config.checkpoint.max_skipped_steps
+    kept = "no checkpoint was saved" if latest is None else f"the last good checkpoint is {latest}"
+    options = ["start another run with a lower config.optim.peak_lr"]
+    if error.skippable:
+      options.append("look at these rows")
+    if error.skippable and not skips:
+      options.append("set config.checkpoint.max_skipped_steps=10 to skip such steps")
+    return f"{kept} in {self.directory.checkpoints}; {', or '.join(options)}"
+
   def save(self, state: TrainState, step: int, next_row: int) -> None:
+    # A finite gradient can still carry the weights beyond what their dtype holds.
+    if not bool(_norm_is_finite(state.params)):
+      raise NotFiniteError(f"step {step}: the weights are not finite after it", skippable=False)
     self.checkpointer.save(state, Meta(step, next_row, self.config.seed, self.seal(next_row)))
 
   def evaluate(self, params: Params) -> Score:
@@ -351,6 +423,11 @@ class _Training:
       if isinstance(source, TokenShardsConfig):
         self.directory.copy_tokenizer(Path(source.path) / "tokenizer")
         return
+
+
+@jax.jit
+def _norm_is_finite(params: Params) -> jax.Array:
+  return jnp.isfinite(tree.global_norm(params))
 
 
 class _Seen:

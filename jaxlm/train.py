@@ -3,7 +3,8 @@
 usage: python -m jaxlm.train --config=FILE --workdir=DIR [--config.key=value …]
 
 Started again with the same workdir, a run resumes from its last checkpoint: same rows, same random
-numbers, bit for bit on the same devices. A SIGTERM saves and exits with status 75.
+numbers, bit for bit on the same devices. Where that one is damaged, from the one before it. A
+SIGTERM saves and exits with status 75.
 
 examples:
   python -m jaxlm.train --config=configs/tiny.py --workdir=runs/tiny
@@ -13,13 +14,18 @@ examples:
 
 from jaxlm import cli
 
-CONFIG = cli.define_config(example="configs/tiny.py")
+CONFIG = cli.define_config(example="configs/tiny.py", expected=cli.run_config)
 WORKDIR = cli.define_string("workdir", None, "directory of the run", required=True)
 ACCEPT_CHANGES = cli.define_bool(
   "accept_changes", False, "resume although the config differs from the one the run began with"
 )
 STOP_AT = cli.define_integer(
   "stop_at", None, "save and stop after so many steps in all, with status 75", lower_bound=1
+)
+FALLBACK = cli.define_bool(
+  "fallback",
+  True,
+  "where the newest checkpoint is damaged, set it aside and resume from the newest that is not",
 )
 
 
@@ -28,10 +34,15 @@ def main() -> int:
 
   distributed.initialize()
   finished = run.train(
-    CONFIG.value, WORKDIR.value, accept_changes=ACCEPT_CHANGES.value, stop_at=STOP_AT.value
+    CONFIG.value,
+    WORKDIR.value,
+    accept_changes=ACCEPT_CHANGES.value,
+    stop_at=STOP_AT.value,
+    fallback=FALLBACK.value,
   )
   if not finished:
-    distributed.say(f"stopped and saved; run the same command again to go on ({WORKDIR.value})")
+    how = "run the same command again" if STOP_AT.value is None else "raise or leave out --stop_at"
+    distributed.say(f"stopped and saved; {how} to go on ({WORKDIR.value})")
     return cli.PREEMPTED
   distributed.say(f"done; next: {cli.module_command('evaluate')} --workdir={WORKDIR.value}")
   return cli.OK

@@ -14,7 +14,7 @@ examples:
 
 from jaxlm import cli
 
-CONFIG = cli.define_config(default="WORKDIR/config.json")
+CONFIG = cli.define_config(default="WORKDIR/config.json", expected=cli.run_config)
 WORKDIR = cli.define_string("workdir", None, "directory of the run", required=True)
 STEPS = cli.define_integer("steps", 4, "steps to compare", lower_bound=1)
 RERUN = cli.define_bool(

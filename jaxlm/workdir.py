@@ -48,13 +48,17 @@ class Workdir:
       self.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise UserError(f"--workdir={self.path}: can't be made ({error.strerror})") from error
-    strangers = [p.name for p in self.path.iterdir() if p.name != Lock.NAME]
+    # A first start that ended while it compiled leaves an empty checkpoints/.
+    strangers = [p.name for p in self.path.iterdir() if p.name != Lock.NAME and not self._empty(p)]
     if strangers and not self.exists():
       raise UserError(
         f"--workdir={self.path}: holds other files ({sorted(strangers)[0]}) and no run; choose an"
         " empty or a new directory"
       )
     return Lock(self.path)
+
+  def _empty(self, path: Path) -> bool:
+    return path == self.checkpoints and path.is_dir() and not any(path.iterdir())
 
   def copy_tokenizer(self, source: Path) -> None:
     """Copies a tokenizer's directory here, if there is none yet."""

@@ -4,8 +4,9 @@ usage: python launch/local.py --processes N [--devices_per_process K] [--max_res
 
 With GPUs each process sees its share of them; without, each makes K CPU devices of its own.
 Every line of output carries its process: "[1] …". When one process dies, all are ended, and the
-status is that of the one that died first. SIGTERM and Ctrl-C are passed on: the run saves and exits
-with status 75.
+status is that of the one that died first. SIGTERM, Ctrl-C and a closed terminal (SIGHUP, unless
+nohup) are passed on: the run saves and exits with status 75. When this launcher itself is killed,
+so are the processes (on Linux).
 
 --max_restarts R: start again after a failure or a pre-emption, until R restarts in a row made no
 new checkpoint in the command's --workdir. Never after status 2 (bad input) or a SIGTERM to this.
@@ -108,6 +109,28 @@ def free_port() -> int:
     return int(one.getsockname()[1])
 
 
+# Run before the command, in its process: the kernel kills that when the thread that started it
+# ends.
+# (A preexec_fn would fork this process as it is, threads and all: the rehearsal's have JAX in it.)
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+set_parent_death_signal = 1
+ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+  sys.exit(1)  # it ended before
+try:
+  os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+  sys.exit(f"{sys.argv[2]}: {error.strerror}")
+"""
+
+
+def _with_parent(command: Sequence[str]) -> list[str]:
+  if not sys.platform.startswith("linux"):
+    return list(command)
+  return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
 class Group:
   """The processes of one start. output: what they print goes there; None: where this one prints."""
 
@@ -124,7 +147,7 @@ class Group:
     self.processes: list[subprocess.Popen[bytes]] = []
     for index, environment in enumerate(environments):
       process = subprocess.Popen(
-        command,
+        _with_parent(command),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -149,7 +172,8 @@ class Group:
 
   def _copy(self, source: Iterable[bytes], target: IO[bytes], prefix: bytes) -> None:
     for line in source:
-      with self._lock:
+      # A closed terminal: read on, or the process would wait for ever to be read.
+      with self._lock, contextlib.suppress(OSError):
         target.write(prefix + line.rstrip(b"\n") + b"\n")
         target.flush()
 
@@ -213,6 +237,8 @@ def main(argv: Sequence[str]) -> int:
     if group is not None:
       group.signal(number if len(told) < 3 else signal.SIGKILL)
 
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, lambda number, frame: pass_on(signal.SIGTERM, frame))
   signal.signal(signal.SIGTERM, pass_on)
   signal.signal(signal.SIGINT, pass_on)
   vain = 0

@@ -350,9 +350,10 @@ def damage(directory, how):
 def test_damaged_checkpoint(refuses, place, how):
   """Orbax meets each of these with another exception, and with some of them late."""
   damage(place / "run" / "checkpoints" / "1", how)
-  names = ["run/checkpoints/1: ", "move this folder away|use an older checkpoint"]
-  refuses(train, *TRAIN, names=names)
-  refuses(evaluate, *RUN, names=names)
+  where = "run/checkpoints/1: "
+  refuses(train, *TRAIN, names=[where, "it is the only one: restore one from a copy"])
+  refuses(train, *TRAIN, "--nofallback", names=[where, "move this folder away"])
+  refuses(evaluate, *RUN, names=[where, "move this folder away"])
 
 
 def test_damaged_checkpoint_as_a_process(place):

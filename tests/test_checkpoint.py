@@ -1,5 +1,7 @@
 """What is kept, what is read back, and what an interrupted save leaves behind."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -9,11 +11,17 @@ import optax
 import pytest
 
 from jaxlm import checkpoint as checkpoint_module
-from jaxlm.checkpoint import Checkpointer, Meta, digests
+from jaxlm.checkpoint import Checkpointer, DamagedError, Meta, digests
 from jaxlm.errors import UserError
 from jaxlm.lineage import Seal
 from jaxlm.mesh import MeshConfig
+from jaxlm.objectives import LossSum
+from jaxlm.optim.adamw import AdamWConfig
+from jaxlm.optim.base import OptimizerContext
+from jaxlm.optim.schedules import ScheduleConfig
 from jaxlm.sharding import Layout, make_layout
+from jaxlm.training import loop
+from jaxlm.training import step as step_module
 from jaxlm.training.monitor import Monitor
 from jaxlm.training.state import TrainState
 
@@ -291,3 +299,213 @@ def test_a_state_that_is_not_what_was_saved_is_refused(
   with pytest.raises(UserError, match="other bits than were saved"):
     checkpointer.restore_params(3, target.params)
   checkpointer.close()
+
+
+def damages(file):
+  """Ways in which a file is lost: gone, cut, zeroed."""
+  content = file.read_bytes()
+  yield lambda: file.unlink()
+  yield lambda: file.write_bytes(content[: len(content) // 2])
+  yield lambda: file.write_bytes(bytes(len(content)))
+
+
+def test_a_lost_file_of_arrays_is_one_line(tmp_path, layout):
+  """Orbax raises bare Exception, AttributeError and KeyError too. Breaks if one gets through, or a
+  state is given back that is not the one saved."""
+  state, target = make_state(layout, 3)
+  fill(tmp_path, layout, [3]).close()
+  files = [p for p in (tmp_path / "3" / "state").rglob("*") if p.is_file() and p.stat().st_size]
+  assert any("ocdbt.process_0/d/" in str(p) for p in files)
+  refused = 0
+  for file in [*files, tmp_path / "3/meta/metadata"]:
+    content = file.read_bytes()
+    for damage in damages(file):
+      damage()
+      reader = Checkpointer(tmp_path, read_only=True)
+      for read in (
+        lambda reader=reader: reader.restore(3, target),
+        lambda reader=reader: reader.restore_params(3, target.params),
+      ):
+        try:
+          found = read()
+        except DamagedError as error:
+          refused += 1
+          assert "\n" not in str(error) and "move this folder away" in str(error)
+        else:
+          same = state if hasattr(found, "params") else state.params
+          assert_same(found, same)
+      reader.close()
+      file.write_bytes(content)
+  assert refused > 10
+
+
+def test_a_changed_meta_is_damage(tmp_path, layout):
+  """A flipped bit in next_row would resume on other rows in silence. Breaks too if checkpoints from
+  before the digest are refused, or a renamed key looks like one of them."""
+  fill(tmp_path, layout, [3]).close()
+  file = tmp_path / "3/meta/metadata"
+  good = json.loads(file.read_text(encoding="utf-8"))
+
+  def read(values):
+    file.write_text(json.dumps(values), encoding="utf-8")
+    reader = Checkpointer(tmp_path, read_only=True)
+    try:
+      return reader.meta(3)
+    finally:
+      reader.close()
+
+  assert read(good) == meta(3)
+  for change in ({"next_row": 25}, {"seed": 0}, {"step": 4}, {"sha256": "0"}):
+    with pytest.raises(DamagedError, match=r"/3: the checkpoint can't be read \(its meta"):
+      read(good | change)
+  for key in ("sha256", "next_row"):
+    renamed = {("x" if k == key else k): v for k, v in good.items()}
+    with pytest.raises(DamagedError, match="unknown key 'x'"):
+      read(renamed)
+  old = {k: v for k, v in good.items() if k != "sha256"}
+  assert read(old) == meta(3)
+  with pytest.raises(DamagedError, match="its meta is of step 4"):
+    read(old | {"step": 4})
+
+
+def test_another_optimizer_s_state_is_not_called_damage(tmp_path, layout):
+  """Breaks if a config change is answered with advice to move a whole checkpoint away."""
+  _, target = make_state(layout)
+  checkpointer = fill(tmp_path, layout, [3])
+  other = dataclasses.replace(target, opt_state=(optax.EmptyState(), *target.opt_state))
+  with pytest.raises(UserError, match=r"not damaged, but of another optimizer.*opt_state") as found:
+    checkpointer.restore(3, other)
+  assert not isinstance(found.value, DamagedError) and "move" not in str(found.value)
+  checkpointer.close()
+
+
+def test_set_aside_deletes_nothing(tmp_path, layout):
+  checkpointer = fill(tmp_path, layout, [3, 5])
+  files = {p.name: p.read_bytes() for p in (tmp_path / "5").rglob("*") if p.is_file()}
+  assert checkpointer.set_aside(5) == tmp_path / "5.damaged"
+  assert (checkpointer.latest(), checkpointer.steps()) == (3, [3])
+  checkpointer.save(make_state(layout, 5)[0], meta(5))
+  checkpointer.wait()
+  assert checkpointer.set_aside(5) == tmp_path / "5.damaged2"
+  checkpointer.close()
+  aside = tmp_path / "5.damaged"
+  assert files == {p.name: p.read_bytes() for p in aside.rglob("*") if p.is_file()}
+  again = Checkpointer(tmp_path)  # which cleans up after interrupted saves
+  assert again.steps() == [3] and aside.is_dir()
+  again.close()
+
+
+# ---- training.loop ------------------------------------------------------------------------------
+
+
+class Rows:
+  next_row = 0
+
+  def __next__(self):
+    self.next_row += 8
+    return {}
+
+
+def run_loop(losses, monkeypatch, *, norms=None, **settings):
+  """(saved steps, seen steps, the error) of a loop whose steps have these losses."""
+  monkeypatch.setattr(loop, "to_device", lambda arrays, layout, use_segments: None)
+  saved, seen = [], []
+
+  class Listener:
+    def on_step(self, step, metrics, data_seconds):
+      seen.append((step, metrics))
+
+    def on_pause(self):
+      pass
+
+  def step(state, batch):
+    values = {"loss": losses[state], "grad_norm": 1.0, "param_norm": (norms or {}).get(state, 1.0)}
+    return state + 1, values
+
+  one = loop.Loop(
+    step_fn=step,
+    layout=None,
+    batches=Rows(),
+    listener=Listener(),
+    save=lambda state, step, next_row: saved.append((step, next_row)),
+    **{"save_every": 2} | settings,
+  )
+  try:
+    one.run(0, 0, len(losses))
+  except loop.NotFiniteError as error:
+    return saved, seen, str(error)
+  return saved, seen, None
+
+
+NAN = float("nan")
+
+
+def test_a_step_that_is_not_finite_ends_the_run_unsaved(monkeypatch):
+  """Breaks if NaN is trained on and saved over the last good checkpoint."""
+  saved, seen, error = run_loop([5.0, 5.0, 5.0, NAN, 5.0, 5.0, 5.0], monkeypatch)
+  assert saved == [(2, 16)] and seen[-1][0] == 4
+  assert error == "step 4: not finite (loss nan), on rows 24-31"
+  saved, _, error = run_loop([5.0, 5.0, NAN], monkeypatch, save_every=0)
+  assert saved == [] and error is not None, "nor as the last one"
+
+
+def test_skipped_steps_are_counted_and_saves_wait_for_a_good_one(monkeypatch):
+  """Breaks if a series of skipped steps pushes out the checkpoint before it, or never ends."""
+  losses = [5.0, 5.0, 5.0, NAN, NAN, 5.0, 5.0, NAN, 5.0]
+  saved, seen, error = run_loop(losses, monkeypatch, max_skipped_steps=2)
+  assert error is None
+  assert saved == [(2, 16), (6, 48), (9, 72)], "4 waits for 6, 8 for 9"
+  assert [m.get("skipped_steps") for _, m in seen][2:] == [None, 1, 2, 2, 2, 3, 3]
+  saved, _, error = run_loop([5.0, 5.0, 5.0, NAN, NAN, NAN], monkeypatch, max_skipped_steps=2)
+  assert saved == [(2, 16)]
+  assert error == "step 6: not finite (loss nan), on rows 40-47, as in the 2 steps before"
+  saved, _, error = run_loop([5.0, 5.0, 5.0, NAN], monkeypatch, max_skipped_steps=2)
+  assert saved[-1] == (4, 32), "the state at the end is that of the last good step"
+  losses = [5.0, 5.0, NAN, 5.0]
+  saved, _, error = run_loop(losses, monkeypatch, norms={2: NAN}, max_skipped_steps=9)
+  assert saved == [(2, 16)] and error == "step 3: the weights are not finite (norm nan)"
+
+
+def test_skipped_step_keeps_every_bit(layout):
+  """Breaks if a moment, a count or a weight takes anything from a step that is not finite; or if
+  a finite step is another one than without the choice."""
+  tx = AdamWConfig(peak_lr=0.1, schedule=ScheduleConfig(warmup_steps=1)).build(
+    OptimizerContext(num_steps=10)
+  )
+
+  class Model:
+    compute_dtype = jnp.float32
+
+    def logical_axes(self):
+      return {"w": ("embed",)}
+
+  monkey = pytest.MonkeyPatch()
+  monkey.setattr(
+    step_module,
+    "make_loss",
+    lambda model, loss_fn: (
+      lambda params, batch, key: LossSum(
+        nll=jnp.sum(params["w"] * batch),
+        total=jnp.sum(params["w"] * batch),
+        weight=jnp.float32(1),
+      )
+    ),
+  )
+  one = make_layout(MeshConfig(), jax.devices()[:1])
+  try:
+    with one.activate():
+      steps = [
+        jax.jit(step_module.make_train_step(Model(), None, tx, skip_nonfinite=skip))
+        for skip in (True, False)
+      ]
+      params = {"w": jnp.arange(1.0, 5.0)}
+      state = TrainState(step=jnp.int32(0), params=params, opt_state=tx.init(params))
+      good, _ = steps[0](state, jnp.ones(4))
+      assert_same(good, steps[1](state, jnp.ones(4))[0])
+      for bad in (NAN, float("inf")):
+        after, metrics = steps[0](good, jnp.ones(4).at[1].set(bad))
+        assert not np.isfinite(float(metrics["grad_norm"]))
+        assert int(after.step) == 2
+        assert_same((after.params, after.opt_state), (good.params, good.opt_state))
+  finally:
+    monkey.undo()

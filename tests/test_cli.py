@@ -149,6 +149,23 @@ def test_none_for_an_optional_string_and_a_second_call_starts_afresh(fake):
   assert call(fake, "--config.optim.note=none") == 0
   assert fake.CONFIG.value.optim.note is None
   assert fake.LIMIT.value == 7
+  assert call(fake, "--config.optim.note=None") == 0
+  assert fake.CONFIG.value.optim.note is None, "in any case, as for other types"
+
+
+def test_overrides_may_stand_before_the_config(fake, capsys):
+  """Breaks if ml_collections meets an override before it knows the config that it is of."""
+  before = ["prog", "--config.optim.steps=9", "--limit=3"]
+  for config in (
+    [f"--config={fake.file}"],
+    ["--config", str(fake.file)],
+    ["-config", str(fake.file)],
+  ):
+    argv = [*before, *config, "--workdir=w"]
+    assert cli.execute(fake.main, doc="", argv=argv) == 0, capsys.readouterr().err
+    assert (fake.CONFIG.value.optim.steps, fake.LIMIT.value) == (9, 3)
+  text = error(capsys, cli.execute(fake.main, doc="", argv=[*before, "--config"]))
+  assert text == "--config names no file; for example --config=configs/tiny.py"
 
 
 def test_config_argument_and_json(fake, tmp_path):
@@ -175,6 +192,7 @@ def test_config_argument_and_json(fake, tmp_path):
       ": missing is None in this config; set it in the config file first",
     ),
     ("--config.phases[0].weights.wev=1", ": no such key here (did you mean 'web'?)"),
+    ("--config.=1", ": cannot read this key; write for example data.sources[0].path"),
     ("--config.sources[=1", ": cannot read this key; write for example data.sources[0].path"),
     ("--limit=0", "=0: 0 is not a positive integer"),
   ],
@@ -255,6 +273,8 @@ def test_statuses(fake, capsys):
   assert call(fake, main=raises(KeyboardInterrupt())) == 130
   assert capsys.readouterr().err == "interrupted\n"
   assert error(capsys, call(fake, main=raises(UserError("a\nb")))) == "a b"
+  backend = RuntimeError("Unable to initialize backend 'foo': not in the list\n(set JAX_PLATFORMS)")
+  assert error(capsys, call(fake, main=raises(backend))).startswith("Unable to initialize backend")
   with pytest.raises(RuntimeError):  # a bug keeps its traceback
     call(fake, main=raises(RuntimeError("bug")))
 
@@ -336,3 +356,13 @@ def test_printed_commands_name_this_interpreter(
   assert cli.module_command("train") == ".venv/bin/python -m jaxlm.train"
   monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / ".venv/bin/python"))
   assert cli.module_command("train") == "python -m jaxlm.train"
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "rehearse", "verify-resume"])
+def test_a_config_of_data_is_no_run(verb, capsys, tmp_path):
+  """Breaks if a command looks into a config of another class before it asks for its class."""
+  file = Path(__file__).parent.parent / "configs/data/stdlib.py"
+  argv = ["jaxlm", verb, f"--config={file}", f"--workdir={tmp_path}"]
+  argv = [a for a in argv if verb != "plan" or "workdir" not in a]
+  text = error(capsys, cli.dispatch([*argv, *(["--chip=h100"] if verb == "plan" else [])]))
+  assert "makes a PrepareConfig; this command wants a RunConfig" in text

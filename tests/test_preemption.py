@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from jaxlm import cli, train
+from jaxlm import cli, run, train
+from jaxlm.configflag import load_config
 from jaxlm.training.preemption import Preemption
 from jaxlm.workdir import Workdir
 
@@ -82,6 +84,24 @@ def test_signal_is_only_noted_and_the_handler_put_back():
     signal.raise_signal(signal.SIGTERM)
     assert preemption.requested(2) and preemption.requested(3)
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_while_the_step_compiles_is_obeyed_after_it(arguments, tmp_path, monkeypatch):
+  """Breaks if a signal during the compilation, which takes minutes, ends the process with 143."""
+  compile_step = run.compile_step
+
+  def slow(*settings):
+    signal.raise_signal(signal.SIGTERM)
+    return compile_step(*settings)
+
+  monkeypatch.setattr(run, "compile_step", slow)
+  before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # pytest must live on
+  try:
+    config = load_config(arguments[0].removeprefix("--config="))
+    assert not run.train(config, tmp_path / "run", devices=jax.devices()[:1])
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
 
 
 def test_second_run_in_a_workdir_is_refused(arguments, tmp_path, capsys):

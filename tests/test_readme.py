@@ -4,6 +4,8 @@ Fails when a flag, a path or a file that the README names is renamed. Trainings 
 overrides; nothing else of a command is changed.
 """
 
+import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from jaxlm import cli, configlib
+from jaxlm.configflag import load_config
 
 ROOT = Path(__file__).parent.parent
 # What makes a training short. The learning rate's course must fit into it.
@@ -71,3 +76,41 @@ def test_commands_run(place: Path) -> None:
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     ran += 1
   assert ran >= 6
+
+
+def shown() -> list[str]:
+  """The commands of the ```text blocks, which take another machine, model or run."""
+  text = (ROOT / "README.md").read_text(encoding="utf-8")
+  blocks = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+  lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+  return [line.split(" #")[0].strip() for line in lines if line.startswith("python ")]
+
+
+def test_shown_commands_parse(
+  place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  """Their flags, configs and overrides, as the commands read them, and the launcher's."""
+  spec = importlib.util.spec_from_file_location("launch_local", ROOT / "launch/local.py")
+  assert spec is not None and spec.loader is not None
+  local = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(local)
+  monkeypatch.chdir(place)
+  (place / "runs/mine").mkdir(parents=True, exist_ok=True)
+  configlib.save_json(load_config("configs/tiny.py"), place / "runs/mine/config.json")
+  verbs = []
+  for command in shown():
+    words = shlex.split(command)[1:]
+    if words[0] == "launch/local.py":
+      words = local.parse(words[1:]).command[1:]
+    assert words[0] == "-m", command
+    module = words[1] if words[1] != "jaxlm.plan" else "jaxlm.plan.__main__"
+    importlib.import_module(module)
+
+    def main() -> int:
+      return 0
+
+    main.__module__ = module  # whose flags are parsed
+    status = cli.execute(main, doc="", argv=words[1:])
+    assert status == 0, f"{command}\n{capsys.readouterr().err}"
+    verbs.append(module)
+  assert {"jaxlm.train", "jaxlm.rehearse", "jaxlm.verify_resume", "jaxlm.convert"} <= set(verbs)

@@ -1,6 +1,7 @@
 """A run that was stopped and started again is the run that was never stopped."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -22,6 +23,8 @@ from jaxlm.optim.schedules import ScheduleConfig
 from jaxlm.tokenizers.byte import ByteTokenizer
 from jaxlm.tracking.config import TrackingConfig
 from jaxlm.training import loop
+from jaxlm.training.config import CheckpointConfig
+from jaxlm.workdir import Workdir
 
 # The arrays are read back without a target, on the devices that they were saved from.
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -196,3 +199,135 @@ def test_a_finished_run_is_left_alone(straight):
   files = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"}
   assert run.train(make_config(source), workdir)
   assert files == {p: p.read_bytes() for p in files}
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+ONE = {"num_microbatches": 1, "mesh": MeshConfig()}
+
+
+def small(**overrides):
+  return make_config(
+    SYNTHETIC, **{"checkpoint": CheckpointConfig(every_steps=2, keep_last=3)} | ONE | overrides
+  )
+
+
+@pytest.fixture(scope="module")
+def saved_at_2_4_6(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("saved") / "run"
+  assert run.train(small(), workdir, devices=jax.devices()[:1])
+  return workdir
+
+
+def spoil(checkpoint):
+  """Cuts the files of a checkpoint's arrays."""
+  for file in (checkpoint / "state").rglob("d/*"):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def steps_of(workdir):
+  return sorted(p.name for p in (workdir / "checkpoints").iterdir())
+
+
+def test_damaged_checkpoints_are_set_aside_for_the_one_before(saved_at_2_4_6, tmp_path, capsys):
+  """Breaks if a damaged newest checkpoint ends a run that has a good one, if it is deleted, or if
+  the rows and losses from there on are others."""
+  workdir = tmp_path / "run"
+  shutil.copytree(saved_at_2_4_6, workdir)
+  spoil(workdir / "checkpoints/6")
+  meta = workdir / "checkpoints/4/meta/metadata"
+  meta.write_text(
+    meta.read_text()
+    .replace('"next_row":64', '"next_row":65')
+    .replace('"next_row": 64', '"next_row": 65'),
+    encoding="utf-8",
+  )
+  one = jax.devices()[:1]
+  with pytest.raises(UserError, match=r"/6: the checkpoint can't be read .*move this folder away"):
+    run.train(small(), workdir, devices=one, fallback=False)
+  assert steps_of(workdir) == ["2", "4", "6"]
+  capsys.readouterr()
+  assert run.train(small(), workdir, devices=one)
+  warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING")]
+  assert len(warnings) == 2 and "checkpoints/6: " in warnings[0] and "its meta" in warnings[1]
+  assert all(line.endswith("going on from step 2") for line in warnings)
+  assert steps_of(workdir) == ["2", "4", "4.damaged", "6", "6.damaged"]
+  np.testing.assert_array_equal(losses(workdir), losses(saved_at_2_4_6))
+
+
+def test_without_a_good_checkpoint_nothing_is_begun_anew(saved_at_2_4_6, tmp_path):
+  """Breaks if a run whose checkpoints are all damaged is trained from its first step in silence, or
+  if they are renamed for nothing."""
+  workdir = tmp_path / "run"
+  shutil.copytree(saved_at_2_4_6, workdir)
+  for step in "246":
+    spoil(workdir / "checkpoints" / step)
+  with pytest.raises(UserError, match=r"/6: .*nor can the older ones \(2\): restore one"):
+    run.train(small(), workdir, devices=jax.devices()[:1])
+  assert steps_of(workdir) == ["2", "4", "6"]
+
+
+def test_stop_at_a_step_that_is_reached_trains_nothing(saved_at_2_4_6, tmp_path):
+  """Breaks if the same command with --stop_at, given twice, trains to the end."""
+  workdir = tmp_path / "run"
+  shutil.copytree(saved_at_2_4_6, workdir)
+  shutil.rmtree(workdir / "checkpoints/6")
+  for stop in (4, 3):
+    assert not run.train(small(), workdir, stop_at=stop, devices=jax.devices()[:1])
+  assert steps_of(workdir) == ["2", "4"]
+
+
+def test_going_on_without_clipping_finds_the_same_state(saved_at_2_4_6, tmp_path):
+  """Breaks if what is left out of the optimizer's chain moves the names of all that follows."""
+  workdir = tmp_path / "run"
+  shutil.copytree(saved_at_2_4_6, workdir)
+  shutil.rmtree(workdir / "checkpoints/6")
+  config = small()
+  config.optim.grad_clip_norm = None
+  assert run.train(config, workdir, accept_changes=True, devices=jax.devices()[:1])
+  assert steps_of(workdir) == ["2", "4", "6"]
+
+
+def test_a_run_that_is_no_longer_finite_ends_with_its_good_checkpoint(tmp_path):
+  """Breaks if NaN is trained on: the good checkpoints would be gone after three saves."""
+  config = small()
+  config.optim.peak_lr = 1e38
+  with pytest.raises(UserError, match=r"^step \d: .*not finite.*in \S+/checkpoints; ") as found:
+    run.train(config, tmp_path / "run", devices=jax.devices()[:1])
+  assert "\n" not in str(found.value)
+  for step in steps_of(tmp_path / "run"):
+    arrays, _ = saved(tmp_path / "run", step)
+    assert all(np.isfinite(value.astype(np.float32)).all() for value in arrays.values())
+
+
+def test_a_step_of_bad_rows_is_skipped_where_asked_for(tmp_path, monkeypatch):
+  """Breaks if one bad batch ends a run that may skip it, or leaves anything in the state."""
+  real, calls = loop.to_device, []
+
+  def third_is_bad(arrays, layout, **settings):
+    calls.append(1)
+    if len(calls) == 3:
+      arrays = arrays | {"loss_weights": np.full_like(arrays["loss_weights"], np.nan)}
+    return real(arrays, layout, **settings)
+
+  monkeypatch.setattr(loop, "to_device", third_is_bad)
+  config = small(checkpoint=CheckpointConfig(every_steps=3, max_skipped_steps=1))
+  assert run.train(config, tmp_path / "run", devices=jax.devices()[:1])
+  assert np.isnan(losses(tmp_path / "run").astype(float)).tolist() == [n == 3 for n in range(1, 7)]
+  assert [row.get("skipped_steps") for row in rows_of(tmp_path / "run")] == [None] * 2 + [1.0] * 4
+  assert steps_of(tmp_path / "run") == ["4", "6"], "the save of 3 waits for 4"
+  arrays, _ = saved(tmp_path / "run", 4)
+  assert all(np.isfinite(value.astype(np.float32)).all() for value in arrays.values())
+  counts = [value for name, value in arrays.items() if "count" in name]
+  assert counts and all(value == 3 for value in counts), "of the updates that were made"
+
+
+def test_a_first_start_that_ended_early_can_be_made_again(tmp_path):
+  """Breaks if an empty checkpoints/ counts as somebody else's; other files must."""
+  directory = Workdir(tmp_path / "run")
+  directory.checkpoints.mkdir(parents=True)
+  with directory.lock():
+    pass
+  (directory.checkpoints / "7").mkdir()
+  with pytest.raises(UserError, match=r"holds other files \(checkpoints\)"):
+    directory.lock()

@@ -220,6 +220,30 @@ def test_what_one_host_lacks_ends_all_with_its_line(place, tmp_path):
   assert line.startswith("process 1: ") and "data/small" in line
 
 
+def test_damage_that_one_host_sees_is_fallen_back_from_by_all(place, reference):
+  """Rank 1 can't read the checkpoint of step 3. Breaks if rank 0 goes on from it, or waits for
+  rank 1 in a collective, or both rename it."""
+  alone(place, "fallen", stop_at=2)
+  alone(place, "fallen", stop_at=HALF)
+  change = (
+    "import orbax.checkpoint as ocp\n"
+    "  original = ocp.StandardCheckpointHandler.restore\n"
+    "  def restore(self, directory, *a, **k):\n"
+    "    if directory.parent.name == '3': raise OSError('lost here')\n"
+    "    return original(self, directory, *a, **k)\n"
+    "  ocp.StandardCheckpointHandler.restore = restore"
+  )
+  code = OTHER.format(change=change)
+  status, text = launch(place, ["-c", code], "--config=config.json", "--workdir=fallen")
+  assert status == 0, text
+  (warning,) = re.findall(r"WARNING: .*", text)
+  assert "process 1: " in warning and "lost here" in warning
+  assert warning.endswith("set aside as 3.damaged; going on from step 2")
+  names = sorted(p.name for p in (place / "fallen/checkpoints").iterdir())
+  assert names == ["2", "3.damaged", "6"]
+  assert metrics(place, "fallen")[0] == pytest.approx(reference[1], rel=1e-5)
+
+
 def test_one_that_fails_late_does_not_wait_for_the_others(place):
   """Rank 1 fails at its second batch, rank 0 is in a collective with it. Breaks if rank 1 stays in
   JAX's farewell, minutes long, and no launcher sees its status."""

@@ -10,6 +10,7 @@ leaves out.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,10 @@ class OptimizerConfig:
         f"config.model.mup: its learning rates are known for AdamWConfig and LionConfig, not for "
         f"{type(self).__name__}: use one of them, or set config.model.mup to none"
       )
-    parts = [] if self.grad_clip_norm is None else [optax.clip_by_global_norm(self.grad_clip_norm)]
-    parts += [
+    clip = self.grad_clip_norm
+    parts = [
+      # A place of its own in the chain in any case: a run may go on without clipping.
+      optax.identity() if clip is None else optax.clip_by_global_norm(clip),
       self.precondition(context),
       *(
         []
@@ -104,10 +107,9 @@ class OptimizerConfig:
 
   def validate(self, path: str) -> None:
     """Raises UserError for values outside their range."""
-    if not self.peak_lr > 0:
-      raise UserError(f"{path}.peak_lr={self.peak_lr}: must be above 0")
-    if self.weight_decay < 0:
-      raise UserError(f"{path}.weight_decay={self.weight_decay}: must not be negative")
+    check_positive(self, path, "peak_lr")
+    if not 0 <= self.weight_decay < math.inf:  # NaN is not either
+      raise UserError(f"{path}.weight_decay={self.weight_decay}: must be a number, not negative")
     if self.grad_clip_norm is not None and not self.grad_clip_norm > 0:
       raise UserError(
         f"{path}.grad_clip_norm={self.grad_clip_norm}: must be above 0, or none for no clipping"
@@ -127,5 +129,5 @@ def check_positive(config: OptimizerConfig, path: str, *names: str) -> None:
   """Raises UserError unless each named field is above 0."""
   for name in names:
     value = getattr(config, name)
-    if not value > 0:
-      raise UserError(f"{path}.{name}={value}: must be above 0")
+    if not 0 < value < math.inf:
+      raise UserError(f"{path}.{name}={value}: must be a number above 0")

@@ -10,7 +10,7 @@ import time
 
 from jaxlm import cli
 
-CONFIG = cli.define_config()
+CONFIG = cli.define_config(expected=cli.run_config)
 WORKDIR = cli.define_string("workdir", None, "directory of the run", required=True)
 RECORDS = cli.define_string("records", None, "directory of what is recorded", required=True)
 STOP_AT = cli.define_integer("stop_at", None, "save and stop after so many steps")

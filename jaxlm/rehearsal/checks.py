@@ -80,13 +80,16 @@ def of_straight(
   finite = [step for step, loss in losses.items() if math.isfinite(loss)]
   ran = out.status == 0 and finite == list(range(1, STEPS + 1))
   first, last = losses.get(1, math.nan), losses.get(STEPS, math.nan)
+  found = f"losses of steps 1–{STEPS}: {[round(v, 3) for v in losses.values()]}"
+  if len(finite) < len(losses):
+    found = f"the loss is not finite: {found}"
   checks.append(
     check(
       "steps run",
       ran,
       f"{STEPS} steps, loss {first:.3f} → {last:.3f}, {out.seconds:.0f} s in all"
       if ran
-      else reason or f"losses of steps 1–{STEPS}: {[round(v, 3) for v in losses.values()]}",
+      else reason or found,
       f"see {out.log}",
     )
   )
@@ -190,13 +193,16 @@ def of_resumed(
     batch,
   )
   worst = max(step.difference for step in found)
+  apart = f"differ by up to {worst:.1e}"
+  if not all(step.finite for step in found):
+    apart = "are not finite, so that they can't be compared"
   same = all(step.same_rows for step in found)
   checks.append(
     check(
       "same as uninterrupted",
       worst == 0 and same,
       f"losses of steps {steps[0]}–{steps[-1]} "
-      + ("bit for bit" if worst == 0 else f"differ by up to {worst:.1e}")
+      + ("bit for bit" if worst == 0 else apart)
       + (", same rows" if same else ", other rows"),
       "a key, the data's position or a moment is not part of the checkpoint: report it",
     )

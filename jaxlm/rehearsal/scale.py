@@ -7,10 +7,10 @@ from typing import Any
 from jaxlm import configlib
 from jaxlm.config import RunConfig
 from jaxlm.data.config import DataConfig, SyntheticConfig, TokenShardsConfig
+from jaxlm.data.task import FillInTheMiddleConfig, FimSplit, MaskedConfig, Vocabulary
 from jaxlm.layers.config import DType
 from jaxlm.mesh import BATCH_AXES, MESH_AXES, Context
 from jaxlm.tracking.config import TrackingConfig
-from jaxlm.training.config import CheckpointConfig
 
 STEPS = 6
 SAVE_EVERY = 2
@@ -78,7 +78,9 @@ def scaled(
   out.num_steps, out.log_every = STEPS, 1
   schedule: Any = out.optim.schedule
   schedule.warmup_steps = min(schedule.warmup_steps, 2)
-  out.checkpoint = CheckpointConfig(every_steps=SAVE_EVERY, keep_last=STEPS)
+  out.checkpoint = dataclasses.replace(
+    config.checkpoint, every_steps=SAVE_EVERY, keep_last=STEPS, keep_every=0
+  )
   out.eval.every_steps = 0
   out.tracking = TrackingConfig(tensorboard=False)
   for name in ("seq_len",):
@@ -94,6 +96,14 @@ def stand_in(config: RunConfig) -> DataConfig:
   """Random ids in place of data that is not on this machine."""
   data: DataConfig = configlib.from_dict(configlib.to_dict(config.data))
   vocab = config.model.vocab_size or 32_000
+  # Random ids have neither words nor characters nor symbols of their own.
+  if isinstance(data.task, MaskedConfig):
+    data.task.whole_words, data.task.symbol = False, None
+  if isinstance(data.task, FillInTheMiddleConfig):
+    data.task.split, data.task.symbols = FimSplit.TOKEN, None
+  if data.task is not None and config.model.vocab_size:
+    # A run's own config.json counts the ids that the task adds.
+    vocab -= data.task.build(Vocabulary(vocab, None, None), 0).added
   data.sources, data.phases = [SyntheticConfig(name="random", vocab_size=vocab)], []
   return data
 

@@ -1,6 +1,7 @@
 """Settings of training: objective, checkpoints, evaluation (plain data: imports no jax)."""
 
 import dataclasses
+import math
 
 from jaxlm.errors import UserError
 
@@ -29,8 +30,8 @@ class ObjectiveConfig:
   def validate(self, path: str) -> None:
     """Raises UserError for values out of range."""
     for name in ("z_loss", "load_balance", "router_z_loss"):
-      if getattr(self, name) < 0:
-        raise UserError(f"{path}.{name}={getattr(self, name)}: must not be negative")
+      if not 0 <= getattr(self, name) < math.inf:  # NaN is not either
+        raise UserError(f"{path}.{name}={getattr(self, name)}: must be a number, not negative")
     if not 0 <= self.label_smoothing < 1:
       raise UserError(
         f"{path}.label_smoothing={self.label_smoothing}: must be at least 0 and less than 1"
@@ -41,17 +42,21 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class CheckpointConfig:
-  """When to save, and what to keep.
+  """When to save, what to keep, and when to give up.
 
   Attributes:
     every_steps: a checkpoint each so many steps, and one at the end. 0: only at the end.
     keep_last: the newest so many are kept.
     keep_every: those whose step is a multiple are kept for good. 0: none.
+    max_skipped_steps: a step whose loss or gradient is not finite changes no weight and no moment;
+      after more than so many in a row the run ends. 0: it ends at the first one, before anything
+      of it is saved, and the step needs no copies for the choice.
   """
 
   every_steps: int = 1000
   keep_last: int = 2
   keep_every: int = 0
+  max_skipped_steps: int = 0
 
   def validate(self, path: str) -> None:
     """Raises UserError for values out of range."""
@@ -59,8 +64,9 @@ class CheckpointConfig:
       raise UserError(f"{path}.every_steps={self.every_steps}: must not be negative")
     if self.keep_last < 1:
       raise UserError(f"{path}.keep_last={self.keep_last}: must be at least 1")
-    if self.keep_every < 0:
-      raise UserError(f"{path}.keep_every={self.keep_every}: must not be negative")
+    for name in ("keep_every", "max_skipped_steps"):
+      if getattr(self, name) < 0:
+        raise UserError(f"{path}.{name}={getattr(self, name)}: must not be negative")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -48,6 +48,7 @@ class Monitor:
     self._uniform_loss, self._log_every = uniform_loss, log_every
     self._first_step, self._start_tokens = first_step, start_tokens
     self._throughput = Throughput()
+    self._skipped = 0.0
 
   def on_step(self, step: int, metrics: dict[str, float], data_seconds: float) -> None:
     """See training.loop.Listener."""
@@ -61,6 +62,12 @@ class Monitor:
     speed = self._throughput.values()
     rate = speed.get("tokens_per_second", 0.0)
     self.progress.update(step, metrics["loss"], rate)
+    if metrics.get("skipped_steps", 0.0) > self._skipped:
+      self._skipped = metrics["skipped_steps"]
+      self.progress.message(
+        f"warning: step {step} skipped: loss {metrics['loss']}, gradient norm"
+        f" {metrics.get('grad_norm')} ({self._skipped:.0f} skipped since this start)"
+      )
     if step % self._log_every and step != self._first_step:
       return
     steps = step - self._first_step + 1

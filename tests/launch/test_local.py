@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,15 @@ def alive(pid):
   except ProcessLookupError:
     return False
   return True
+
+
+def running(pid):
+  """Whether it is there and no zombie that nobody waits for."""
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+  except OSError:
+    return False
+  return state not in "ZX"
 
 
 def test_two_processes_train_as_one_does(alone, environment, tmp_path):
@@ -100,8 +110,10 @@ def test_the_status_is_that_of_the_first_failure():
     assert status == 9, err
 
 
-def test_sigterm_is_passed_on_and_status_75_comes_back():
-  """Breaks if the scheduler's signal ends the launcher and leaves the run unsaved."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_is_passed_on_and_status_75_comes_back(number):
+  """Breaks if the scheduler's signal, or the end of the terminal, ends the launcher and leaves the
+  run unsaved, or alone."""
   code = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(75));"
     "print('ready', flush=True); time.sleep(60)"
@@ -109,9 +121,24 @@ def test_sigterm_is_passed_on_and_status_75_comes_back():
   process = start("--processes=2", "--max_restarts=3", command=["-c", code])
   assert process.stdout is not None
   assert {process.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   status, _, err = ended(process, 20)
   assert (status, err) == (75, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's own service")
+def test_a_killed_launcher_leaves_no_process():
+  """Breaks if processes go on without their launcher, on devices that the next start needs."""
+  code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+  process = start("--processes=2", command=["-c", code])
+  assert process.stdout is not None
+  pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+  process.kill()
+  process.wait(timeout=10)
+  deadline = time.monotonic() + 10
+  while any(map(running, pids)) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  assert not any(map(running, pids))
 
 
 def test_restarts_end_after_three_without_a_new_checkpoint(tmp_path):

@@ -154,7 +154,9 @@ def test_updates_follow_the_schedule(config):
 def test_validate_and_json(config):
   config.validate("optim")
   assert configlib.from_dict(configlib.to_dict(config)) == config
-  for name, value in [("peak_lr", 0.0), ("weight_decay", -1.0), ("grad_clip_norm", 0.0)]:
+  nan = float("nan")
+  wrong = [("peak_lr", 0.0), ("weight_decay", -1.0), ("grad_clip_norm", 0.0)]
+  for name, value in [*wrong, ("peak_lr", nan), ("weight_decay", nan), ("peak_lr", float("inf"))]:
     with pytest.raises(UserError, match=rf"^optim\.{name}={value}: must"):
       dataclasses.replace(config, **{name: value}).validate("optim")
   for name in ("b1", "b2", "momentum", "decay_rate"):

@@ -1,15 +1,21 @@
 """A config in small still has every axis, fits its mesh, and any number of processes shares it."""
 
+import json
 import math
 
 import jax
 import pytest
 
+from jaxlm import resume_proof, resumption
 from jaxlm.config import RunConfig
-from jaxlm.data.config import DataConfig, SyntheticConfig
+from jaxlm.data.config import DataConfig, SyntheticConfig, TokenShardsConfig
+from jaxlm.data.pipeline import build_pipeline
+from jaxlm.data.task import FillInTheMiddleConfig, FimSplit, MaskedConfig
 from jaxlm.mesh import MESH_AXES, Context, MeshConfig, Zero
 from jaxlm.models.config import DecoderConfig
-from jaxlm.rehearsal import memory, scale
+from jaxlm.models.encoder_config import EncoderConfig
+from jaxlm.rehearsal import checks, memory, scale
+from jaxlm.rehearsal.starts import Outcome
 
 ONE = dict.fromkeys(MESH_AXES, 1)
 
@@ -90,3 +96,51 @@ def test_memory_of_a_device_is_the_closed_form(zero):
     counts = 2 * 4  # int32, in two places of the optimizer's chain, at most
     assert 0 <= found["optimizer state"] - 2 * found["parameters"] <= counts
   assert len(jax.live_arrays()) < 100, "nothing of that size is made"
+
+
+@pytest.mark.parametrize(
+  "task",
+  [
+    MaskedConfig(whole_words=True, symbol="[MASK]"),
+    FillInTheMiddleConfig(split=FimSplit.CHARACTER, symbols=("<a>", "<b>", "<c>")),
+  ],
+)
+def test_random_ids_stand_in_for_the_data_of_any_task(task):
+  """Breaks if a run's own config.json, whose vocab_size counts the ids that its task adds, asks
+  more of random ids than they have: rehearse would call that FAILED."""
+  model = EncoderConfig if isinstance(task, MaskedConfig) else DecoderConfig
+  config = RunConfig(
+    model=model(vocab_size=8195, num_layers=2, embed_dim=64, num_heads=4, mlp_dim=128),
+    data=DataConfig(seq_len=64, sources=[TokenShardsConfig(path="nowhere")], task=task),
+  )
+  data = scale.stand_in(config)
+  assert build_pipeline(data).vocab_size == 8195
+  small, _, _ = scale.scaled(config, 2, ONE | {"fsdp": 2}, data)
+  small.validate()
+  assert small.model.vocab_size == 8195
+
+
+def test_a_loss_that_is_not_finite_fails_in_plain_words(tmp_path):
+  """metrics.jsonl holds "nan" as a string. Breaks if it is compared as text, or ends in a
+  traceback."""
+  lines = [{"step": n, "loss": 5.0 if n < 4 else "nan"} for n in range(1, scale.STEPS + 1)]
+  run = tmp_path / "straight"
+  run.mkdir()
+  (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines), encoding="utf-8")
+  found = resumption.losses(run)
+  assert math.isnan(found[4])
+  for a, b in ((found[4], found[4]), (math.inf, math.inf), (5.0, math.nan)):
+    step = resumption.Step(4, a, b, True)
+    assert step.difference == math.inf and not step.finite
+  assert resumption.Step(4, 5.0, None, True).finite
+  joined = [[{"event": "joined", "processes": 1, "devices": 1}]]
+  out = Outcome(0, 1.0, tmp_path / "log", joined)
+  (steps,) = [c for c in checks.of_straight(out, run, None, None, 1, 1) if c.name == "steps run"]
+  assert steps.state == checks.FAILED and steps.detail.startswith("the loss is not finite: ")
+
+
+def test_a_verdict_on_losses_that_are_not_finite(capsys):
+  steps = [resumption.Step(4, math.nan, math.nan, True)]
+  config = RunConfig(data=DataConfig(seq_len=64, sources=[SyntheticConfig(vocab_size=1024)]))
+  assert not resume_proof._verdict(steps, True, config, False)
+  assert "the loss of step 4 is not finite" in capsys.readouterr().out
