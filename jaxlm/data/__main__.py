@@ -131,8 +131,9 @@ def main() -> int:
   elif _verb == "tokenize":
     print(dataset(config, stages(config, STAGES[-1])))
   elif _verb == "run":
-    made = dataset(config, stages(config, STAGES[-1]))
-    _report(config.output, None if config.tokenize.split_by_source else str(made))
+    documents = stages(config, STAGES[-1])
+    made = dataset(config, documents)
+    _report(documents, None if config.tokenize.split_by_source else str(made))
     print(
       "next: python -m jaxlm.train --config=configs/tiny.py --workdir=runs/mine "
       f"'--config.data.sources[0].path={made}'"
@@ -152,7 +153,22 @@ def _plan(config: "CurationConfig") -> None:
     print(f"report: written each time: {Path(config.output) / 'report.html'}")
 
 
-def _report(output: str, dataset: str | None) -> None:
+def _current(config: "CurationConfig") -> Path:
+  """The last finished stage of this very config; else the output, of which the newest run counts.
+
+  Another config, or an earlier one of this file, may have written there later.
+  """
+  from jaxlm.data.stages import dry_run
+
+  try:
+    found = dry_run.plan(config, STAGES[-1], tasks=_TASKS.value, limit=_LIMIT.value)
+  except UserError:  # the raw files are gone, say
+    found = []
+  made = [one.directory for one in found if one.state == "REUSED" and one.directory is not None]
+  return made[-1] if made else Path(config.output)
+
+
+def _report(output: str | Path, dataset: str | None) -> None:
   from jaxlm.data.stages import report
 
   page, numbers = report.report(
@@ -173,13 +189,13 @@ def _look(config: "CurationConfig") -> None:
   lines: list[str] = []
   match _verb:
     case "report":
-      _report(config.output, _DATASET.value)
+      _report(config.output if _DATASET.value else _current(config), _DATASET.value)
     case "inspect":
-      lines = inspect.find(config.output, _need("doc", _DOC.value))
+      lines = inspect.find(_current(config), _need("doc", _DOC.value))
     case "verify":
       lines = verify.verify(_DATASET.value or config.output, say=print)
     case "diff":
-      lines = diff.diff(config.output, _need("other", _OTHER.value))
+      lines = diff.diff(_current(config), _need("other", _OTHER.value))
     case "preview":
       lines = inspect.preview(_need("dataset", _DATASET.value))
     case "trace":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.manifest import Shard, dtype_for
+from jaxlm.data.orphans import end_with_parent
 from jaxlm.data.prep import encode, shuffle
 from jaxlm.data.prep.runs import HELDOUT, TRAIN, Done, Unit
 from jaxlm.errors import UserError
@@ -128,9 +129,8 @@ class _Pool:
 
   def __init__(self, workers: int, where: Path, start: tuple[str, str | None] | None):
     self._where = where
-    begin: Any = int if start is None else encode.start_worker  # int() does nothing
     self._pool = ProcessPoolExecutor(
-      workers, mp_context=get_context("forkserver"), initializer=begin, initargs=start or ()
+      workers, mp_context=get_context("forkserver"), initializer=_start, initargs=(start,)
     )
 
   def __enter__(self) -> Callable[..., Future]:
@@ -143,6 +143,12 @@ class _Pool:
         f"{self._where}: a worker was killed (out of memory?); run again with fewer workers or a"
         " smaller bucket_bytes: it goes on at its tasks"
       ) from None
+
+
+def _start(encoder: tuple[str, str | None] | None) -> None:
+  end_with_parent()
+  if encoder is not None:
+    encode.start_worker(*encoder)
 
 
 def _results(jobs: Iterable[Future]) -> Iterator[Any]:

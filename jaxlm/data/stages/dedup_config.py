@@ -68,12 +68,14 @@ class DedupConfig:
 
   exact: documents of equal text; exact_normalise: after folding case and runs of white space.
   url: documents of equal metadata["url"] (case of scheme and host, fragment and closing slash do
-    not count). Documents without a URL stay. Turn off where many documents share one.
+    not count) and, where collect has cut a long one, of the same part. Documents without a URL
+    stay. Turn off where many documents share one.
   lines: drops lines or paragraphs of at least line_min_chars characters that stand in more than
     line_max_documents documents, from all of them; a document left empty is dropped.
   across_sources: False: only documents of one metadata["source"] are duplicates of each other.
-  keep, score_field, source_priority: which duplicate stays (KeepRule). Sources that
-    source_priority does not name come after those it names.
+  keep, score_field, source_priority: which duplicate stays (KeepRule; BEST_SCORE needs a document
+    with a number in that field, else the stage stops). Sources that source_priority does not
+    name come after those it names.
   substring: cuts passages of at least substring_words words that an earlier document holds too
     (stages/substrings.py); a document left empty is dropped. Costs 16 bytes of disk a word.
   """

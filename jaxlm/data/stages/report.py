@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.manifest import Manifest
 from jaxlm.data.stages import base
 from jaxlm.data.stages.card import render
-from jaxlm.data.stages.chain import chain
+from jaxlm.data.stages.chain import chain, upstream_dir
 from jaxlm.data.stages.report_dataset import dataset_values, sweep
 from jaxlm.data.stages.report_scan import UNKNOWN, Scan
 from jaxlm.data.stages.report_tables import (
@@ -37,8 +38,8 @@ def report(
   """Writes the card of the last finished stage and all before it.
 
   Args:
-    output: the directory of the stages (or one stage's).
-    dataset: a tokenised dataset made of them: adds tokens, packing and epochs.
+    output: the directory of the stages (of several runs the one written last), or one stage's.
+    dataset: a tokenised dataset: adds tokens, packing and epochs, and says which stage is meant.
     out: the HTML file to write; the JSON goes beside it. None: <output>/report.html.
     tokens_planned: of the training, for the epochs. seq_len: of its rows.
     seed: of the examples.
@@ -79,6 +80,7 @@ def collect(
   seed: int = 0,
 ) -> Json:
   """All numbers and examples of the report as JSON values."""
+  output = Path(output) if dataset is None else _stage_of(dataset, Path(output))
   stages = chain(output)
   scans = [Scan(directory, record, seed) for directory, record in stages]
   first, end = scans[0], scans[-1]
@@ -94,9 +96,10 @@ def collect(
     if spoken_whole
     else spoken.kept_languages
   )
+  root = output.parent if (output / base.RECORD).is_file() else output
   named = [str(r["config"]["name"]) for _, r in stages if (r.get("config") or {}).get("name")]
   values: Json = {
-    "name": named[-1] if named else Path(output).resolve().name,
+    "name": named[-1] if named else root.resolve().name,
     "last_stage": end.record["stage"],
     "stages": [s.header() for s in scans],
     "seconds": sum(float(s.record.get("seconds") or 0) for s in scans),
@@ -129,11 +132,27 @@ def collect(
   if dataset is not None:
     by_source = {name: size for name, _, size in end.sources.top()}
     values["dataset"] = dataset_values(dataset, by_source, tokens_planned, seq_len)
-    root = Path(output)
-    places = (root.parent if (root / base.RECORD).is_file() else root, Path(dataset).parent)
+    places = (root, Path(dataset).parent)
     tokenizer = values["dataset"]["tokenizer_sha256"]
     values["sweep"] = next((found for p in places if (found := sweep(p, tokenizer))), None)
   return values
+
+
+def _stage_of(dataset: str | Path, output: Path) -> Path:
+  """The stage that a dataset was made from; `output` where the dataset does not name one."""
+  named = Manifest.load(dataset).source.get("upstream")
+  if not named:
+    return output
+  last = named[-1]
+  root = output.parent if (output / base.RECORD).is_file() else output
+  beside = base.stage_dir(root, last["stage"], last["fingerprint"])
+  for found in (beside, upstream_dir(dataset, last)):
+    if (found / base.RECORD).is_file():
+      return found
+  raise UserError(
+    f"{dataset}: made from {beside.name}, which is neither in {root} nor where the dataset's "
+    "manifest says; give the config of its output"
+  )
 
 
 def _spoken(scan: Scan) -> int:

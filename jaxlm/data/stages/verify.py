@@ -112,6 +112,8 @@ def _chain(directory: Path, record: dict[str, Any]) -> Iterator[str]:
 
 def _books(directory: Path, record: dict[str, Any]) -> Iterator[str]:
   ops = record["ops"]
+  if not ops:
+    yield f"{directory}: {base.RECORD} holds no books of its ops; run the stage again"
   for op in [*ops, {**record, "name": "total"}]:
     if op["in"] != op["kept"] + op["dropped"] + op["errored"]:
       yield (
@@ -185,6 +187,9 @@ def _dataset(root: Path, good: list[str]) -> Iterator[str]:
         f"{root}: {name}: {len(split.shards)} shards, {split.docs:,} documents,"
         f" {split.tokens:,} tokens: good"
       )
+  if not manifest.splits:
+    yield f"{root / FILE_NAME}: names no split; copy the dataset again"
+  yield from _listing(root, manifest)
   if (root / "tokenizer").is_dir():
     from jaxlm.tokenizers.base import load_tokenizer
 
@@ -194,6 +199,18 @@ def _dataset(root: Path, good: list[str]) -> Iterator[str]:
         yield f"{root / 'tokenizer'}: not the tokenizer that made the ids; copy the dataset again"
     except UserError as error:
       yield str(error)
+
+
+def _listing(root: Path, manifest: Manifest) -> Iterator[str]:
+  """The list of raw files is the one that was written."""
+  raw = manifest.source.get("raw")
+  if not isinstance(raw, dict) or not raw.get("listing"):
+    return
+  file = root / str(raw["listing"])
+  if not file.is_file():
+    yield f"{file}: missing; copy the dataset again"
+  elif base.file_sha256(file) != raw.get("sha256"):
+    yield f"{file}: its bytes changed; copy the dataset again"
 
 
 def _ids(root: Path, manifest: Manifest, name: str, docs: int) -> Iterator[str]:

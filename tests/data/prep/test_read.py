@@ -1,6 +1,7 @@
 """Reading: every format gives its text back, and nothing disappears without being counted."""
 
 import bz2
+import datetime
 import gzip
 import io
 import json
@@ -261,3 +262,51 @@ def test_long_file_becomes_documents_cut_at_lines(tmp_path):
 )
 def test_kind_of(name, kind):
   assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_parquet_row_says_of_itself_is_kept(tmp_path, inside):
+  """Broken by reading the text column alone; a record of .jsonl keeps the same."""
+  day = datetime.datetime(2024, 5, 6, 7, 8, 9, 123456)
+  said = {
+    "url": ["https://p.org/0", None],
+    "license": ["CC0-1.0", "MIT"],
+    "language": ["en", ""],
+    "score": [0.25, None],
+    "date": pyarrow.array([day, None], pyarrow.timestamp("ns")),
+  }
+  columns = {"text": ["one", "two"], "id": ["a", "b"], "embedding": [[1.0], [2.0]], **said}
+  if inside:
+    arrays = [pyarrow.array(values) for values in said.values()]
+    struct = pyarrow.StructArray.from_arrays(arrays[:4], names=list(said)[:4])
+    columns = {"text": ["one", "two"], "id": ["a", "b"], "date": said["date"], "metadata": struct}
+  pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+  first, second = corpus(tmp_path).documents()
+  assert dict(first.origin) == {
+    "id": "a",
+    "url": "https://p.org/0",
+    "licence": "CC0-1.0",
+    "language": "en",
+    "date": "2024-05-06T07:08:09.123456",
+    "score": 0.25,
+  }
+  assert dict(second.origin) == {"id": "b", "licence": "MIT"}
+
+
+def test_a_map_of_a_parquet_row_is_its_metadata(tmp_path):
+  pairs = pyarrow.array(
+    [[("url", "https://p.org/0")]], pyarrow.map_(pyarrow.string(), pyarrow.string())
+  )
+  table = pyarrow.table({"text": ["one"], "metadata": pairs})
+  pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+  assert [dict(d.origin) for d in corpus(tmp_path).documents()] == [{"url": "https://p.org/0"}]
+
+
+def test_scores_are_numbers(tmp_path):
+  lines = [{"text": "a", "score": 3}, {"text": "b", "metadata": {"score": 0.5}}]
+  lines += [{"text": "c", "score": "high"}, {"text": "d", "score": True}]
+  (tmp_path / "a.jsonl").write_text(
+    "\n".join(map(json.dumps, lines)) + '\n{"text":"e","score":NaN}'
+  )
+  found = [d.origin.get("score") for d in corpus(tmp_path).documents()]
+  assert found == [3, 0.5, None, None, None]

@@ -8,6 +8,7 @@ import absl.flags
 import pytest
 
 from jaxlm import configflag, configlib
+from jaxlm.data.prep.config import TextSourceConfig
 from jaxlm.data.stages import base, clean, clean_config, ops, stage_io
 from jaxlm.data.stages.config import CleanConfig, CurationConfig
 from jaxlm.data.stages.ops import pages_steps
@@ -235,3 +236,34 @@ def test_an_errored_document_goes_to_removed_as_it_came(run, monkeypatch):  # no
   gone = run({"fix_text": ops.FixTextConfig()}, ["whole"], max_error_ratio=1.0).removed("fix_text")
   assert gone[0]["text"] == "whole"
   assert gone[0]["metadata"]["error"] == "ValueError: no such thing"
+
+
+def test_lists_that_change_places_make_another_directory(run, tmp_path):  # noqa: F811
+  """Broken by hashes in an order of their own: the same set, and stale documents were reused."""
+  lists = [tmp_path / "en.txt", tmp_path / "de.txt"]
+  ops_of = {"harm": ops.HarmConfig(word_lists=tuple(map(str, lists)))}
+  texts = [("a badword and more", {"language": "en"})]
+  found = []
+  for content in (("badword", "schlecht"), ("schlecht", "badword")):
+    for file, word in zip(lists, content):
+      file.write_text(word + "\n")
+    found.append(run(ops_of, texts))
+  assert found[0].directory != found[1].directory
+  assert [one.kept[0]["metadata"]["harm_words"] for one in found] == [1, 0]
+
+
+def test_a_reused_stage_is_held_to_the_ratio_of_this_run(tmp_path):
+  upstream = write_upstream(tmp_path, [(prose(1), {}), ("too short", {})])
+  config = CleanConfig(ops={"gopher": ops.GopherQualityConfig(min_doc_words=5)})
+  clean.run(upstream, tmp_path, config)
+  with pytest.raises(UserError, match=r"clean removed 50\.0% .*max_drop_ratio=0\.1"):
+    clean.run(upstream, tmp_path, config, max_drop_ratio=0.1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_hashes_can_not_take_is_one_line(seed):
+  """Broken by NumPy's own error at the third stage."""
+  config = CurationConfig(name="a", output="b", sources={"t": TextSourceConfig(paths=("x",))})
+  config.seed = seed
+  with pytest.raises(UserError, match=f"config.seed={seed}: must be between 0"):
+    config.validate()

@@ -283,3 +283,18 @@ def test_lone_surrogates_and_blank_texts_are_counted(tmp_path):
   documents = [Document("a", "x LONE"), Document("b", " \n"), Document("c", "good")]
   _, record, _ = _run(tmp_path, {"x": Given(documents=documents)})
   assert record["ops"][0]["reasons"] == {"empty": 1, "undecodable": 1}
+
+
+def test_a_reused_stage_is_held_to_the_ratio_of_this_run(tmp_path):
+  """Broken by a finished stage that is taken without a look at its books."""
+  documents = [Document(str(i), "text" if i < 2 else " ") for i in range(8)]
+  sources = {"x": Given(documents=documents), "y": Given(documents=documents[3:])}
+  _run(tmp_path, sources)
+  config = CurationConfig(name="c", output=str(tmp_path / "out"), sources=sources)
+  with pytest.raises(UserError, match=r"config.sources\['y'\]: no document came of 5 records"):
+    collect.run(config)
+  config.sources = {"x": sources["x"]}
+  assert collect.run(config) == collect.run(config)
+  config.max_drop_ratio = 0.5
+  with pytest.raises(UserError, match=r"collect removed 75\.0% .*max_drop_ratio=0\.5"):
+    collect.run(config)

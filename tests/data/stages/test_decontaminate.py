@@ -156,3 +156,24 @@ def test_bad_input(case, tmp_path):
     DecontaminateConfig(eval_sets=[one, one]).validate()
   with pytest.raises(UserError, match=r"canaries: '\('"):
     DecontaminateConfig(canaries=("(",)).validate()
+
+
+def test_chinese_questions_are_found(tmp_path):
+  """Broken by words of letters alone: no question had thirteen of them."""
+  rng = random.Random(3)
+
+  def clauses(n):
+    some = ["".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(12)) for _ in range(n)]
+    return "，".join(some) + "。"
+
+  question = clauses(3)
+  evals = tmp_path / "zh.jsonl"
+  evals.write_text(json.dumps({"question": question}))
+  texts = {"clean": clauses(9), "planted": clauses(4) + question.replace("，", "、") + clauses(4)}
+  config = DecontaminateConfig(eval_sets=[EvalSetConfig(name="zh", paths=(str(evals),))])
+  up = write_upstream(tmp_path, texts)
+  directory = decontaminate.run(up, tmp_path, config)
+  assert [one["id"] for one in base.iter_documents(directory)] == ["clean"]
+  assert base.read_stage(directory)["tasks"][0]["too_short"] == 0
+  with pytest.raises(UserError, match=r"decontaminate removed 50\.0% .*max_drop_ratio=0\.1"):
+    decontaminate.run(up, tmp_path, config, max_drop_ratio=0.1)  # also when it is there

@@ -170,6 +170,56 @@ def test_only_within_sources(tmp_path):
   assert [op["dropped"] for op in record["ops"]] == [0, 0, 1]
 
 
+def test_parts_of_a_long_document_are_not_copies_of_its_url(tmp_path):
+  """Broken by a key of the url alone, which all parts that collect cuts have."""
+  parts = [doc(f"a#part{i}", prose(i), url="http://x.org/a", part=i, parts=3) for i in range(3)]
+  again = doc("again", prose(7) + " later", url="http://x.org/A".lower(), part=1, parts=3)
+  record, documents = run(tmp_path, [parts, [again]], DedupConfig(minhash=OFF))[1:]
+  assert [one["id"] for one in documents] == ["a#part0", "a#part2", "again"]
+  assert record["ops"][1]["reasons"] == {"url_duplicate": 1}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_best_score_needs_a_score(tmp_path, exact):
+  """Broken by a rule that, without scores, is quietly another one."""
+  rows = [doc("a", prose(1), score=1), doc("b", prose(1), score="nan"), doc("c", prose(2))]
+  config = DedupConfig(keep=KeepRule.BEST_SCORE, exact=exact, url=exact)
+  up = upstream(tmp_path, [rows])
+  assert base.read_stage(dedup.run(up, tmp_path, config))["kept"] == 2
+  for field in ("quality_score", "source"):
+    wrong = dataclasses.replace(config, score_field=field)
+    with pytest.raises(UserError, match=f"no document of .* metadata field '{field}'") as error:
+      dedup.run(up, tmp_path, wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_a_reused_stage_is_held_to_the_ratio_of_this_run(tmp_path):
+  config = DedupConfig(minhash=OFF)
+  run(tmp_path, FILES, config)
+  with pytest.raises(UserError, match=r"dedup removed 33\.3% .*max_drop_ratio=0\.1"):
+    dedup.run(tmp_path / "clean-00000000", tmp_path, config, max_drop_ratio=0.1)
+
+
+def chinese(seed, clauses=20):
+  rng = random.Random(seed)
+  some = [chr(0x4E00 + rng.randrange(3000)) for _ in range(700)]
+  return "，".join("".join(rng.choices(some, k=12)) for _ in range(clauses)) + "。"
+
+
+def test_chinese_near_duplicates_and_shared_passages_are_found(tmp_path):
+  """Broken by words of letters alone: a clause was one, and its change one word of twenty."""
+  text = chinese(1)
+  near = "，".join(c[:-1] + "的" if i in (2, 7, 12) else c for i, c in enumerate(text.split("，")))
+  shared = chinese(9, 5)
+  rows = [doc("a", text), doc("b", near), doc("c", chinese(3) + shared)]
+  rows += [doc("d", chinese(4) + shared + chinese(5, 2))]
+  _, record, documents = run(tmp_path, [rows], DedupConfig(substring=True))
+  ops = {op["name"]: op for op in record["ops"]}
+  assert ops["minhash"]["dropped"] == 1 and ops["substring"]["passages_cut"] == 1
+  assert [one["id"] for one in documents if one["id"] in "cd"] == ["c", "d"]
+  assert documents[-1]["text"] == chinese(4).rstrip("。") + "\n" + chinese(5, 2)
+
+
 def test_the_ends_of_a_chain_are_not_duplicates():
   import numpy as np
 

@@ -164,6 +164,15 @@ def test_the_command_from_files_to_report(config, tmp_path):
   assert numbers
   assert (tmp_path / "out" / "report.html").stat().st_size > 1000
   assert command("verify").returncode == 0
+  # An earlier config again: all is reused, and what is told is its own, not what was written last.
+  fewer = "--config.dedup.exact=False", "--config.dedup.minhash.enabled=False"
+  assert "dedup: 10 documents in, 10 kept" in command("run", *fewer).stdout
+  for words in (("run",), ("report",)):
+    assert command(*words).returncode == 0
+    again = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert again["documents_kept"] == numbers["documents_kept"] == 9
+  copy = tmp_path / "texts" / "good3.txt"
+  assert "removed by exact" in command("inspect", f"--doc={copy}").stdout
   wrong = command("celan")
   assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
 

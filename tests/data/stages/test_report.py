@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxlm.data.stages import card, charts, report
+from jaxlm.data.stages import base, card, charts, report
 from jaxlm.data.stages.chain import HashSample, Reservoir
 from jaxlm.data.testing import write_dataset
 from jaxlm.errors import UserError
@@ -133,6 +133,25 @@ def test_text_is_escaped_and_the_page_is_whole(tmp_path):
   assert "&lt;script&gt;" in text and "http" not in text.replace("http-equiv", "").replace(
     "https://www.", ""
   )
+
+
+def test_a_dataset_says_which_stage_it_was_made_from(tmp_path):
+  """Broken by the stage that was written last: of another config, it has nothing to do with it."""
+  first = write_run(tmp_path / "out")[-1]
+  write_run(tmp_path / "out", min_words=3)  # later
+  write_dataset(tmp_path / "set", [[5] * 9])
+  file = tmp_path / "set/manifest.json"
+  values = json.loads(file.read_text())
+  record = base.read_stage(first)
+  entry = {"stage": record["stage"], "fingerprint": record["fingerprint"], "path": "../gone"}
+  values["source"]["upstream"] = [entry]
+  file.write_text(json.dumps(values))
+  kept = report.collect(tmp_path / "out", dataset=tmp_path / "set")["documents_kept"]
+  assert kept == record["kept"] != report.collect(tmp_path / "out")["documents_kept"]
+  entry["fingerprint"] = "0" * 64
+  file.write_text(json.dumps(values))
+  with pytest.raises(UserError, match="made from dedup-00000000, which is neither"):
+    report.collect(tmp_path / "out", dataset=tmp_path / "set")
 
 
 def test_tokens_packing_and_epochs(tmp_path):

@@ -106,3 +106,27 @@ def test_a_dataset(tmp_path):
   for file, problem in zip(shards[:3], found, strict=False):
     assert str(file) in problem
   assert "lists 1 documents" in found[3] and "shard-00099.bin: not listed" in found[4]
+
+
+def test_a_record_without_books(run):
+  """Broken by checks of each op that is listed: with none, there is nothing to check."""
+  output, _, clean, _ = run
+  rewrite_record(clean, ops=[])
+  assert any("no books of its ops" in p for p in _problems(output))
+
+
+def test_the_list_of_raw_files_and_a_manifest_without_splits(tmp_path):
+  write_dataset(tmp_path, random_documents(0, 60))
+  file = tmp_path / "manifest.json"
+  values = json.loads(file.read_text())
+  listing = tmp_path / "raw.sha256"
+  listing.write_text("00  a.txt\n")
+  values["source"]["raw"] = {"listing": listing.name, "sha256": base.file_sha256(listing)}
+  file.write_text(json.dumps(values))
+  assert verify(tmp_path)
+  listing.write_text("00  b.txt\n")
+  assert any("raw.sha256: its bytes changed" in p for p in _problems(tmp_path))
+  listing.unlink()
+  assert any("raw.sha256: missing" in p for p in _problems(tmp_path))
+  file.write_text(json.dumps(values | {"splits": {}}))
+  assert any("names no split" in p for p in _problems(tmp_path))

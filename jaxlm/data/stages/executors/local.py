@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxlm.data.orphans import end_with_parent
 from jaxlm.data.stages.executor_config import ExecutorConfig
 from jaxlm.data.stages.executors.tasks import run_tasks
 from jaxlm.errors import UserError
@@ -21,7 +22,8 @@ def run(steps: list[Any], logs: str, tasks: int, workers: int, options: Executor
       run_tasks(steps, logs, tasks, 0, tasks)
       return
     # datatrove's own pool waits forever for a worker that was killed.
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+    context = get_context("forkserver")
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
       packed = dill.dumps(steps)
       futures = [pool.submit(_run_packed, packed, logs, tasks, rank) for rank in range(tasks)]
       for future in futures:

@@ -18,11 +18,10 @@ def run_tasks(steps: list[Any], logs: str, tasks: int, first: int, count: int) -
   from datatrove.executor.local import LocalPipelineExecutor
 
   pipeline = LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=logs)
+  pipeline.save_executor_as_json()
   for rank in range(first, first + count):
-    if not pipeline.is_rank_completed(rank):
-      LocalPipelineExecutor(
-        copy.deepcopy(steps), tasks=tasks, workers=1, logging_dir=logs
-      )._run_for_rank(rank)
+    pipeline.pipeline = copy.deepcopy(steps)
+    pipeline._run_for_rank(rank)  # unless it is done
 
 
 def run_task(steps: list[Any], logs: str, tasks: int, rank: int) -> None:

@@ -10,14 +10,28 @@ from jaxlm.data.stages.ops.base import OpContext
 from jaxlm.data.stages.ops.origin import UrlFilterConfig
 from jaxlm.data.stages.ops.steps import Cached, Op
 from jaxlm.data.stages.stage_io import Count
+from jaxlm.errors import UserError
 
 
 def read_list(files: tuple[str, ...]) -> list[str]:
   """The lines of lists, without comments and empty ones."""
   lines: list[str] = []
   for file in files:
-    lines += Path(file).expanduser().read_text(encoding="utf-8").splitlines()
-  return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    try:
+      lines += Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+      raise UserError(f"{file}: not UTF-8 at byte {error.start}; convert the list") from None
+  found = (line.strip() for line in lines)
+  return [line for line in found if line and not line.startswith("#")]
+
+
+def lower_host(url: str) -> str:
+  """A URL with its scheme and host in lower case: they are the same in any."""
+  scheme, mark, rest = url.partition("://")
+  host, slash, path = rest.partition("/") if mark else url.partition("/")
+  return (
+    f"{scheme.lower()}{mark}{host.lower()}{slash}{path}" if mark else host.lower() + slash + path
+  )
 
 
 @Cached
@@ -27,6 +41,7 @@ def _filter(key: tuple[Any, ...]) -> URLFilter:
 
   integrated, threshold, *lists = key
   domains, urls, words, subwords, soft = (read_list(one) for one in lists)
+  domains, urls = [one.lower() for one in domains], [lower_host(one) for one in urls]
   found = URLFilter(
     soft_word_threshold=threshold,
     extra_domains=domains,
@@ -70,5 +85,10 @@ class UrlOp(Op):
       count.extra["without_url"] += 1
       return None
     assert self.filter is not None
-    result = self.filter.filter(document)
+    url = document.metadata["url"]
+    document.metadata["url"] = lower_host(str(url))
+    try:
+      result = self.filter.filter(document)
+    finally:
+      document.metadata["url"] = url
     return str(result[1]) if isinstance(result, tuple) and not result[0] else None

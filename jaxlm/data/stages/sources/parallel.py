@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.orphans import end_with_parent
 from jaxlm.data.prep.documents import Corpus, Counts, Document
 from jaxlm.data.stages.sources.base import Source
 from jaxlm.errors import UserError
@@ -128,7 +129,8 @@ def _readings(
 
   work.mkdir(parents=True, exist_ok=True)
   waiting: collections.deque[tuple[Path, Future[str]]] = collections.deque()
-  with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+  context = get_context("forkserver")
+  with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
     try:
       for number, file in enumerate(files, first):
         spool = str(work / f"{number:06d}.pickle")

@@ -116,3 +116,25 @@ def test_language_is_named_right_in_99_of_100_paragraphs_of_eight_languages(lid)
       pytest.skip(f"debian-handbook can not be had: {done.stderr.strip()[-200:]}")
   share, number = language_accuracy(html, lid)
   assert number == 8 * 150 and share >= 0.99
+
+
+def test_lists_as_editors_write_them(run, tmp_path):
+  """Broken by a byte order mark, line ends, capitals: the entry is there and never matches."""
+  domains, urls = tmp_path / "domains.txt", tmp_path / "urls.txt"
+  domains.write_bytes("\ufefffirst.org\r\nUpper.COM\r\n  # a comment\r\n".encode())
+  urls.write_text("HTTPS://A.org/Bad\n")
+  op = ops.UrlFilterConfig(integrated=False, domains=(str(domains),), urls=(str(urls),))
+  listed = [
+    "http://first.org/x",
+    "http://www.upper.com/",
+    "http://UPPER.com/y",
+    "https://a.org/Bad",
+  ]
+  others = ["https://a.org/bad", "https://comment.org/", "HTTP://B.org/Kept"]
+  documents = [("text", {"url": url}) for url in listed + others]
+  made = run({"u": op}, documents)
+  kept = [one["metadata"]["url"] for one in made.kept.values()]
+  assert kept == others
+  urls.write_bytes(b"caf\xe9.org\n")
+  with pytest.raises(UserError, match=r"urls\.txt: not UTF-8 at byte 3"):
+    run({"u": op}, documents)

@@ -1,5 +1,7 @@
 """Personal data: what is found, what looks like it and is not, what becomes of it."""
 
+import re
+
 import pytest
 
 from jaxlm.data.stages import ops
@@ -71,3 +73,54 @@ def test_check_digits():
       if good[place].isdigit():
         changed = good[:place] + str((int(good[place]) + 1) % 10) + good[place + 1 :]
         assert not check(changed), changed
+
+
+REPLACED = {
+  "iban": [
+    ("IBAN: BE68 5390 0754 7034 BIC: GKCCBEBB", "IBAN: * BIC: GKCCBEBB"),
+    ("pay AT611904300234573201 BIC X", "pay * BIC X"),
+    ("ES91 2100 0418 4502 0005 1332 BANK", "* BANK"),
+    ("DE89 3704 0044 0532 0130 00 BIC COBADEFF", "* BIC COBADEFF"),
+    ("DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000.", "*."),
+    ("LC55HEMM000100010012001200023015", "*"),
+    ("VG96VPVG0000012345678901", "*"),
+    ("BY13NBRB3600900000002Z00AB00", "*"),
+    ("XDE89370400440532013000", "XDE89370400440532013000"),
+    ("DE893704004405320130001", "DE893704004405320130001"),
+  ],
+  "card": [
+    ("4000 0000 0000 0000 006 ok", "* ok"),
+    ("4111 1111 1111 1111 123", "* 123"),  # with its security code
+    ("4111.1111.1111.1111.", "*."),
+    ("4111\u00a01111\u00a01111\u00a01111", "*"),
+    ("4111 1111 1111 1111 12/27", "* 12/27"),
+    ("4111111111111111.5", "4111111111111111.5"),
+  ],
+  "ip": [
+    ("2a00::1", "*"),
+    ("ip:2606:4700:4700::1111", "ip:*"),
+    ("source:2606:4700:4700::1111.", "source:*."),
+    ("2a00:1450:4001:81b::8.8.8.8", "*"),
+    ("[2606:4700:4700::1111]:443", "[*]:443"),
+    ("2a00:1450:4001:81b::200e/64", "*/64"),
+    ("2a02:908:1234:5678:9abc:def0:1234:5678", "*"),
+    ("2001:db8::8.8.8.8", "2001:db8::8.8.8.8"),
+    ("fe80:2606:4700::1111", "fe80:2606:4700::1111"),
+    ("2024::12 std::a 2024:11:24", "2024::12 std::a 2024:11:24"),
+    ("8.8.8.8 2a00::1", "* *"),
+  ],
+}
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_exactly_the_number_is_replaced(run, kind):
+  """Broken by patterns that take the word behind it, or leave half of it."""
+  made = run(
+    {"p": ops.PrivateDataConfig(**{**NONE, kind: ops.Handling.REPLACE})},
+    [text for text, _ in REPLACED[kind]],
+  )
+  mark = {"iban": "IBAN", "card": "CARD_NUMBER", "ip": r"\d+\.\d+\.\d+\.\d+"}
+  for number, (text, wanted) in enumerate(REPLACED[kind]):
+    pattern = re.escape(wanted).replace(r"\*", mark[kind])
+    assert re.fullmatch(pattern, made.kept[number]["text"]), (text, made.kept[number]["text"])
+    assert made.kept[number]["metadata"][f"pii_{kind}"] == wanted.count("*")

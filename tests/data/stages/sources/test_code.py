@@ -134,7 +134,10 @@ def test_the_same_files_are_kept_from_every_kind_of_tree(tree):
     "undecodable": 1,
   }
   if kind == "git":
-    assert main.origin["url"] == "https://example.org/tree.git" and main.origin["date"]
+    # Each its own: dedup takes documents of one url for copies of each other.
+    where = f"https://example.org/tree/blob/{main.origin['revision']}/"
+    assert {d.origin["url"] for d in found} == {where + name for name in EXPECTED}
+    assert main.origin["repository_url"] == "https://example.org/tree.git" and main.origin["date"]
 
 
 def test_secrets_are_replaced_or_tagged(tmp_path):
