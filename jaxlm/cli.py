@@ -108,6 +108,7 @@ def define_config(
   *,
   example: str = "configs/tiny.py",
   expected: Callable[[], type] | None = None,
+  needed: Callable[[], bool] = lambda: True,
 ) -> ConfigFlag:
   """Defines `--config=FILE` and its typed overrides `--config.key.key=value`.
 
@@ -119,9 +120,10 @@ def define_config(
       begins with WORKDIR/ lies in what --workdir names.
     example: the file that the error about a missing flag names.
     expected: returns the class that the config must have (called after parsing).
+    needed: whether the flag is required where there is no default (called before parsing).
   """
   module, values = _flag_values()
-  _configs[module] = ConfigFlag(values, default, example, expected)
+  _configs[module] = ConfigFlag(values, default, example, expected, needed)
   return _configs[module]
 
 

@@ -31,6 +31,7 @@ class ConfigFlag:
     default: str | None,
     example: str,
     expected: Callable[[], type] | None,
+    needed: Callable[[], bool] = lambda: True,
   ):
     # No default for the flag itself: ml_collections would load it now, at import of the main.
     config_flags.DEFINE_config_file(
@@ -44,10 +45,12 @@ class ConfigFlag:
     self.default = default
     self.example = example
     self._expected = expected
+    self._needed = needed
 
   @property
   def value(self) -> Any:
-    """The config, with the overrides of the command line; its types and values are checked."""
+    """The config, with the overrides of the command line; its types and values are checked. None
+    where none was given to a command that needs none."""
     return self._values["config"].value
 
   @property
@@ -67,15 +70,16 @@ class ConfigFlag:
     if given:
       end = at[0] + (1 if "=" in sys.argv[at[0]] else 2)
       sys.argv[1:] = sys.argv[at[0] : end] + sys.argv[1 : at[0]] + sys.argv[end:]
-    if not given and self.default is None:
-      raise UserError(f"--config is missing; for example --config={self.example}")
-    if not given:
-      assert self.default is not None
+    if not given and self.default is not None:
       sys.argv.insert(1, f"--config={_in_workdir(self.default)}")
+    elif not given and self._needed():
+      raise UserError(f"--config is missing; for example --config={self.example}")
 
   def check(self) -> None:
     """Checks what flags alone cannot: types set in Python, and the config's own `validate`."""
     config = self.value
+    if config is None:
+      return
     overrides = config_flags.get_override_values(self._values["config"])
     for key, value in overrides.items():
       # `none` is a legal string; only where the field may be None does it mean None.

@@ -392,7 +392,10 @@ class _Training:
     kept = "no checkpoint was saved" if latest is None else f"the last good checkpoint is {latest}"
     options = ["start another run with a lower config.optim.peak_lr"]
     if error.skippable:
-      options.append("look at these rows")
+      options.append(
+        f"look at the documents of these rows (python -m jaxlm.data trace --dataset="
+        f"{self.directory.path} --step={error.step})"
+      )
     if error.skippable and not skips:
       options.append("set config.checkpoint.max_skipped_steps=10 to skip such steps")
     return f"{kept} in {self.directory.checkpoints}; {', or '.join(options)}"
@@ -400,7 +403,8 @@ class _Training:
   def save(self, state: TrainState, step: int, next_row: int) -> None:
     # A finite gradient can still carry the weights beyond what their dtype holds.
     if not bool(_norm_is_finite(state.params)):
-      raise NotFiniteError(f"step {step}: the weights are not finite after it", skippable=False)
+      text = f"step {step}: the weights are not finite after it"
+      raise NotFiniteError(text, step, skippable=False)
     self.checkpointer.save(state, Meta(step, next_row, self.config.seed, self.seal(next_row)))
 
   def evaluate(self, params: Params) -> Score:

@@ -6,10 +6,10 @@ usage:
                                                                    that stage and those before it
   python -m jaxlm.data report --config=… [--dataset=DIR]           one HTML page and its JSON
   python -m jaxlm.data inspect --config=… --doc=ID                 what became of a document
-  python -m jaxlm.data verify --config=… [--dataset=DIR]           checksums, books, the chain
+  python -m jaxlm.data verify --config=… | --dataset=DIR           checksums, books, the chain
   python -m jaxlm.data diff --config=… --other=DIR                 two runs beside each other
-  python -m jaxlm.data preview --config=… --dataset=DIR            decoded rows, documents marked
-  python -m jaxlm.data trace --config=… --dataset=RUN --row=N      where a training row comes from
+  python -m jaxlm.data preview --dataset=DIR                       decoded rows, documents marked
+  python -m jaxlm.data trace --dataset=RUN --row=N|--step=N        where training rows come from
 
 A stage that is there with the same settings and inputs is used as it is; one that was killed goes
 on at its tasks. With --dry_run a line for each stage says what would be done, and why.
@@ -46,7 +46,9 @@ def _config_class() -> type:
   return CurationConfig
 
 
-_CONFIG = cli.define_config(example="configs/data/clean_text.py", expected=_config_class)
+_CONFIG = cli.define_config(
+  example="configs/data/clean_text.py", expected=_config_class, needed=lambda: not _dataset_is_all()
+)
 _EXECUTOR = cli.define_string("executor", "local", "what runs the tasks: local, slurm or ray")
 _TASKS = cli.define_integer("tasks", 1, "parts of a stage", lower_bound=1)
 _WORKERS = cli.define_integer("workers", 1, "processes beside each other", lower_bound=1)
@@ -63,6 +65,12 @@ _STEP = cli.define_integer("step", None, "trace: a training step, from 1", lower
 _ROW = cli.define_integer("row", None, "trace: a row, from 0", lower_bound=0)
 
 _verb = "run"
+
+
+def _dataset_is_all() -> bool:
+  """Whether the command looks at a dataset alone, however it was made."""
+  named = any(a.startswith(("--dataset", "-dataset")) for a in sys.argv)
+  return _verb in ("preview", "trace") or (_verb == "verify" and named)
 
 
 def stages(config: "CurationConfig", last: str) -> Path:
@@ -120,7 +128,8 @@ def dataset(config: "CurationConfig", documents: Path) -> Path:
 
 def main() -> int:
   config = _CONFIG.value
-  config.validate()
+  if config is not None:
+    config.validate()
   if _DRY_RUN.value:
     _plan(config)
     return cli.OK
@@ -184,6 +193,7 @@ def _need(flag: str, value: str | None) -> str:
 
 
 def _look(config: "CurationConfig") -> None:
+  """(Commands that look at a dataset alone may have None.)"""
   from jaxlm.data.stages import diff, inspect, trace, verify
 
   lines: list[str] = []

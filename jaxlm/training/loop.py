@@ -21,11 +21,12 @@ Metrics = dict[str, float]
 class NotFiniteError(UserError):
   """Training can't go on: a loss, a gradient or the weights are not finite.
 
-  skippable: whether it may be these rows alone.
+  step: the step that was not. skippable: whether it may be its rows alone.
   """
 
-  def __init__(self, text: str, *, skippable: bool = True):
+  def __init__(self, text: str, step: int, *, skippable: bool = True):
     super().__init__(text)
+    self.step = step
     self.skippable = skippable
 
 
@@ -154,11 +155,12 @@ class Loop:
     weights = values.get("param_norm", 0.0)  # before the step's update
     if not math.isfinite(weights):
       text = f"step {launched.step}: the weights are not finite (norm {weights})"
-      raise NotFiniteError(text, skippable=False)
+      raise NotFiniteError(text, launched.step, skippable=False)
     if self._in_a_row > self.max_skipped_steps:
       first, end = launched.rows
       series = f", as in the {self._in_a_row - 1} steps before" if self._in_a_row > 1 else ""
       shown = ", ".join(f"{name} {values[name]}" for name in bad)
       raise NotFiniteError(
-        f"step {launched.step}: not finite ({shown}), on rows {first}-{end - 1}{series}"
+        f"step {launched.step}: not finite ({shown}), on rows {first}-{end - 1}{series}",
+        launched.step,
       )
