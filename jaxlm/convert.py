@@ -17,12 +17,12 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxlm import cli
 from jaxlm.errors import UserError
+from jaxlm.interop.written import Export, gguf_place, write
 
 FROM = cli.define_string("from", None, "hf:PATH, gguf:FILE or a run's directory", required=True)
 TO = cli.define_string("to", None, "hf:PATH, gguf:FILE[:TYPE] or a new directory", required=True)
@@ -43,16 +43,24 @@ OPTIMIZER = cli.define_bool(
 )
 
 HUGGING_FACE = "huggingface"  # in a run's directory: what came with the weights, as it was
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
+_PUBLISHED = ("hf:", "gguf:")
 
 
 def main() -> int:
   source, target = FROM.value, TO.value
-  if source.startswith(("hf:", "gguf:")):
+  check_flags(
+    source,
+    target,
+    tokenizer=TOKENIZER.value,
+    dtype=DTYPE.value,
+    step=STEP.value,
+    optimizer=OPTIMIZER.value,
+  )
+  if source.startswith(_PUBLISHED):
     from jaxlm.interop.bundle import open_bundle
 
     bundle = open_bundle(source.partition(":")[2], TOKENIZER.value)
-    if target.startswith(("hf:", "gguf:")):
+    if target.startswith(_PUBLISHED):
       from jaxlm.interop.tensors import stream
 
       export = Export(
@@ -62,51 +70,37 @@ def main() -> int:
       import_run(bundle, target, source, optimizer=OPTIMIZER.value, dtype=DTYPE.value)
       print(f"{target}: imported from {source}")
       return cli.OK
-  elif target.startswith(("hf:", "gguf:")):
-    export = export_of_run(source, STEP.value)
   else:
-    raise UserError(f"--from={source} --to={target}: one of them must begin with hf: or gguf:")
+    export = export_of_run(source, STEP.value)
   print(f"{write(export, target, DTYPE.value)}: written from {source}")
   return cli.OK
 
 
-@dataclasses.dataclass
-class Export:
-  """What is written: config.json, the tensors (as often as asked), tokenizer, generation config."""
-
-  config: dict[str, Any]
-  tensors: Callable[[], Iterable[tuple[str, Any]]]
-  files: dict[str, bytes]
-  generation: dict[str, Any]
-
-
-def write(export: Export, target: str, dtype: str | None = None) -> Path:
-  """Writes hf:PATH or gguf:FILE[:TYPE]; dtype: a name, None: as the tensors are."""
-  kind, _, place = target.partition(":")
-  if kind == "hf":
-    from jaxlm.interop import bundle, hf_folder
-
-    files = dict(export.files)
-    if export.generation:
-      files[bundle.GENERATION] = (json.dumps(export.generation, indent=2) + "\n").encode()
-    return hf_folder.write_folder(place, export.config, _cast(export.tensors(), dtype), files=files)
-  from jaxlm.interop import gguf_export, gguf_tokenizer
-
-  path, _, gguf_type = place.rpartition(":")
-  if gguf_type not in GGUF_TYPES:
-    path, gguf_type = place, "F16"
-  fields = gguf_tokenizer.fields_of(export.files, export.config["vocab_size"])
-  return gguf_export.write_gguf(path, export.config, export.tensors, fields, gguf_type)
-
-
-def _cast(tensors: Iterable[tuple[str, Any]], dtype: str | None) -> Iterator[tuple[str, Any]]:
-  import ml_dtypes
-  import numpy as np
-
-  to = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
-  for name, array in tensors:
-    floating = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
-    yield name, array if to is None or not floating else array.astype(to)
+def check_flags(
+  source: str,
+  target: str,
+  *,
+  tokenizer: str | None = None,
+  dtype: str | None = None,
+  step: int | None = None,
+  optimizer: bool = True,
+) -> None:
+  """Raises UserError for what --from or --to has no use for; see the flags."""
+  published, exported = source.startswith(_PUBLISHED), target.startswith(_PUBLISHED)
+  if not (published or exported):
+    raise UserError(f"--from={source} --to={target}: one of them must begin with hf: or gguf:")
+  if tokenizer is not None and not published:
+    raise UserError(
+      f"--tokenizer={tokenizer}: is for --from=hf: or gguf:; a run is exported with its own"
+    )
+  if step is not None and published:
+    raise UserError(f"--step={step}: is for --from=RUN; {source} has no checkpoints to choose from")
+  if target.startswith("gguf:"):
+    gguf_place(target)
+    if dtype is not None:
+      raise UserError(f"--dtype={dtype}: say it in the target: --to=gguf:FILE:TYPE")
+  if not optimizer and exported:
+    raise UserError("--nooptimizer: is for --to=RUN; a published checkpoint holds no such state")
 
 
 # ---- into a run -------------------------------------------------------------------------------

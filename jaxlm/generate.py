@@ -54,7 +54,6 @@ def main() -> int:
 
 def _chat(opened: Any, sampling: Any) -> int:
   from jaxlm.inference.chat import load_chat
-  from jaxlm.inference.generate import Generator
   from jaxlm.workdir import Workdir
 
   chat = load_chat(Workdir(WORKDIR.value).tokenizer, opened.tokenizer)
@@ -62,13 +61,8 @@ def _chat(opened: Any, sampling: Any) -> int:
   if SYSTEM.value is not None:
     messages.insert(0, {"role": "system", "content": SYSTEM.value})
   ids = chat.encode(messages, opened.tokenizer)
+  generator = opened.generator()
   with opened.layout.activate():
-    generator = Generator(
-      opened.model,
-      opened.params,
-      eos_id=opened.tokenizer.eos_id,
-      max_seq_len=opened.config.model.max_seq_len,
-    )
     answers = generator(
       [ids] * NUM_SAMPLES.value,
       max_new_tokens=MAX_NEW_TOKENS.value,

@@ -13,12 +13,14 @@ from jaxlm import configlib, lineage
 from jaxlm.checkpoint import Checkpointer, Meta
 from jaxlm.config import RunConfig, model_fingerprint
 from jaxlm.data.manifest import Manifest
+from jaxlm.data.task import PrefixConfig
 from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score, make_scoring_step
 from jaxlm.inference.generate import Generator
 from jaxlm.inference.sampling import Sampling
 from jaxlm.mesh import MeshConfig
 from jaxlm.models.base import ModelDef, Params
+from jaxlm.models.config import DecoderConfig, ModelConfig
 from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.program import make_loss_fn
 from jaxlm.run import score_split, setup_jax
@@ -35,7 +37,9 @@ class Run:
   Attributes:
     config: what it was trained with.
     step: of the checkpoint that was read.
-    model, params: the model, on `layout`.
+    model, params: the model, on `layout`. Experts have all the room they need, whatever
+      config.model.expert_capacity was at training: what a text is worth, or how it goes on, must
+      not depend on the texts beside it. (So a held-out score can differ from training's own.)
     tokenizer: the run's own copy.
     begin: ids that stand before every text: EOS, as jaxlm trains; of an import that was not trained
       since, what its own tokenizer puts there (BOS), or nothing.
@@ -82,25 +86,46 @@ class Run:
       )
     return found, manifest
 
-  def generate(
-    self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
-  ) -> list[str]:
-    """What the model adds to each prompt, before which `begin` stands, as before every document."""
+  def generator(self) -> Generator:
+    """What continues ids as the run was trained: a prompt is the prefix of a prefix-LM.
+
+    Raises:
+      UserError: the model is an encoder.
+    """
     model: Any = self.config.model
     if isinstance(model, EncoderConfig):
       raise UserError(
         "an encoder fills gaps and does not continue text: use `jaxlm evaluate`, or train a "
         "DecoderConfig"
       )
-    eos, known = self.tokenizer.eos_id, self.tokenizer.vocab_size
+    with self.layout.activate():
+      return Generator(
+        self.model,
+        self.params,
+        eos_id=self.tokenizer.eos_id,
+        max_seq_len=model.max_seq_len,
+        prefix=isinstance(self.config.data.task, PrefixConfig),
+      )
+
+  def generate(
+    self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
+  ) -> list[str]:
+    """What the model adds to each prompt, before which `begin` stands, as before every document."""
+    generator, eos, known = self.generator(), self.tokenizer.eos_id, self.tokenizer.vocab_size
     # A model without anything before its texts can't begin with nothing.
     ids = [[*self.begin, *self.tokenizer.encode(prompt)] or [eos] for prompt in prompts]
     with self.layout.activate():
-      generator = Generator(self.model, self.params, eos_id=eos, max_seq_len=model.max_seq_len)
       new = generator(ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     # The table may have more rows than there are tokens. `decode` would take the first space away.
     texts = [self.tokenizer.decode_bytes([i for i in one if i < known]) for one in new]
     return [text.decode("utf-8", "replace") for text in texts]
+
+
+def _dropless(config: ModelConfig) -> ModelConfig:
+  """The config without a bound on what an expert takes; the parameters are the same."""
+  if isinstance(config, DecoderConfig):
+    return dataclasses.replace(config, expert_capacity=None)
+  return config
 
 
 def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool = False) -> Run:
@@ -152,7 +177,7 @@ def open_run(workdir: str | Path, *, step: int | None = None, all_devices: bool 
     devices = devices[:1]
   layout = make_layout(mesh, devices)
   with layout.activate():
-    model = config.model.build()
+    model = _dropless(config.model).build()
   target = layout.eval_shape(model.init, jax.random.key(0))
   params = checkpointer.restore_params(step, target)
   checkpointer.close()

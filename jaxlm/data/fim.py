@@ -5,7 +5,7 @@ import numpy as np
 from jaxlm.data.chance import uniform
 from jaxlm.data.task import FillInTheMiddleConfig, FimSplit, Task, Vocabulary
 from jaxlm.errors import UserError
-from jaxlm.tokenizers.base import Tokenizer
+from jaxlm.tokenizers.base import Tokenizer, is_lossless
 from jaxlm.tokenizers.symbols import control_ids
 
 # Prefix, suffix, middle in published vocabularies.
@@ -54,6 +54,11 @@ class FillInTheMiddle(Task):
       if ids.tokenizer is None:
         raise UserError(
           "config.data.task.split=CHARACTER: needs a dataset with its tokenizer: use TOKEN"
+        )
+      if not is_lossless(ids.tokenizer):
+        raise UserError(
+          "config.data.task.split=CHARACTER: encodes pieces again, and this tokenizer does not give "
+          "every text back (it may put a space before each piece): use TOKEN"
         )
       self._tokenizer = ids.tokenizer
 

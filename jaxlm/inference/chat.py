@@ -57,6 +57,8 @@ class Chat:
     """
     variables = {
       "messages": [dict(m) for m in messages],
+      "tools": None,  # not undefined, which can't be JSON
+      "documents": None,
       "add_generation_prompt": add_generation_prompt,
       **self.tokens,
     }

@@ -19,10 +19,22 @@ def render(template: str, variables: dict[str, Any], limit: int) -> str:
   """The text. Raises jinja2's errors, OverflowError past `limit` characters."""
   import jinja2
   import jinja2.ext
+  import jinja2.nodes
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
   def raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %} … {% endgeneration %} marks what an assistant says: its body, as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's name and type)
+
+    def parse(self, parser: Any) -> Any:
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      # A scope of its own, as in transformers, where it is the body of a call.
+      return jinja2.nodes.Scope(body).set_lineno(line)
 
   def tojson(x: Any, ensure_ascii: bool = False, indent: int | None = None, **other: Any) -> str:
     # Jinja's own escapes what HTML would misread.
@@ -30,7 +42,7 @@ def render(template: str, variables: dict[str, Any], limit: int) -> str:
 
   # As transformers sets it up (utils/chat_template_utils.py), of which templates make use.
   environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
   )
   environment.filters["tojson"] = tojson
   environment.globals["raise_exception"] = raise_exception

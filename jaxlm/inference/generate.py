@@ -14,25 +14,48 @@ import numpy as np
 from jaxlm.errors import UserError
 from jaxlm.inference.sampling import Sampling, sample
 from jaxlm.layers.cache import Cache
+from jaxlm.layers.config import Positions, RopeKind
 from jaxlm.models.base import ModelDef, Params
+from jaxlm.models.config import DecoderConfig
 from jaxlm.sharding import constrain
+
+# Their frequencies depend on the length of what a call holds.
+_BY_LENGTH = (RopeKind.DYNAMIC, RopeKind.LONGROPE)
 
 
 class Generator:
   """Continues sequences of token ids.
 
   Prompts are padded to a power of two and the cache likewise, so that few programs are compiled.
+  RoPE that depends on the length of the prompt (DYNAMIC, LONGROPE) would take the padding for a
+  part of it: there, prompts of each length are taken by themselves, as they are.
 
   Args:
-    model, params: what continues. Use it under the layout that the parameters were made in.
+    model, params: what continues. Use it under the layout that the parameters were made in. Build
+      it without expert_capacity: where there is a bound, other rows and padding take room, and a
+      text depends on its neighbours.
     eos_id: a sequence ends with it, or None.
     max_seq_len: the longest sequence, prompt included.
+    prefix: all of a prompt sees all of it, as a prefix-LM was trained; what is new is causal.
   """
 
-  def __init__(self, model: ModelDef, params: Params, *, eos_id: int | None, max_seq_len: int):
-    self._model, self._params = model, params
+  def __init__(
+    self,
+    model: ModelDef,
+    params: Params,
+    *,
+    eos_id: int | None,
+    max_seq_len: int,
+    prefix: bool = False,
+  ):
+    self._params = params
     self._eos_id, self._max_seq_len = eos_id, max_seq_len
-    self._prefill = jax.jit(functools.partial(_prefill, model), static_argnames=("slots",))
+    config: DecoderConfig = model.bind(params).config
+    scaling = config.rope_scaling if config.positions is Positions.ROPE else None
+    self._padded = scaling is None or scaling.kind not in _BY_LENGTH
+    self._prefill = jax.jit(
+      functools.partial(_prefill, model, prefix=prefix), static_argnames=("slots",)
+    )
     self._decode = jax.jit(
       functools.partial(_decode, model),
       static_argnames=("num_tokens", "sampling", "eos_id"),
@@ -61,8 +84,27 @@ class Generator:
         f"{longest} prompt tokens + max_new_tokens={max_new_tokens} exceed the model's "
         f"max_seq_len={self._max_seq_len}: shorten one of them"
       )
-    padded = _round_up(longest)
-    slots = _round_up(longest + max_new_tokens)
+    key = jax.random.key(seed)
+    if self._padded:
+      return self._continue(prompts, _round_up(longest), max_new_tokens, sampling, key)
+    out: list[list[int]] = [[] for _ in prompts]
+    for length in sorted({len(p) for p in prompts}):
+      rows = [i for i, p in enumerate(prompts) if len(p) == length]
+      own = jax.random.fold_in(key, length)
+      found = self._continue([prompts[i] for i in rows], length, max_new_tokens, sampling, own)
+      for i, ids in zip(rows, found, strict=True):
+        out[i] = ids
+    return out
+
+  def _continue(
+    self,
+    prompts: Sequence[Sequence[int]],
+    padded: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    key: jax.Array,
+  ) -> list[list[int]]:
+    slots = _round_up(max(len(p) for p in prompts) + max_new_tokens)
     ids_BP = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(ids_BP, prompts, strict=True):
       row[: len(prompt)] = prompt
@@ -75,7 +117,7 @@ class Generator:
       logits_BV,
       cache=cache,
       positions_B=jnp.asarray(lengths_B),
-      key=jax.random.key(seed),
+      key=key,
       num_tokens=max_new_tokens,
       sampling=sampling,
       eos_id=self._eos_id,
@@ -87,14 +129,22 @@ class Generator:
 
 
 def _prefill(
-  model: ModelDef, params: Params, ids_BP: jax.Array, lengths_B: jax.Array, *, slots: int
+  model: ModelDef,
+  params: Params,
+  ids_BP: jax.Array,
+  lengths_B: jax.Array,
+  *,
+  slots: int,
+  prefix: bool = False,
 ) -> tuple[jax.Array, Cache]:
   """Logits after each prompt, and the cache with the prompts in it.
 
   Padding stands after a prompt and writes slots that are overwritten before they are seen.
   """
   module = model.bind(params)
-  logits_BPV, cache = module(ids_BP, cache=module.empty_cache(ids_BP.shape[0], slots))
+  prefix_BP = jnp.arange(ids_BP.shape[1])[None] < lengths_B[:, None] if prefix else None
+  cache = module.empty_cache(ids_BP.shape[0], slots)
+  logits_BPV, cache = module(ids_BP, cache=cache, prefix_BT=prefix_BP)
   # Sampling sorts whole rows: logits are brought together over the mesh.
   logits_BPV = constrain(logits_BPV, None, None, None)
   last_B11 = (lengths_B - 1)[:, None, None]

@@ -7,14 +7,18 @@ import jax.numpy as jnp
 
 from jaxlm.errors import UserError
 
+_COLD = 1e-20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
   """How a token is chosen.
 
   Attributes:
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_k: only the k likeliest count; 0: all (Fan et al. 2018, arXiv:1805.04833).
+    temperature: divides the logits; 0 (and what is below 1e-20, by which float32 can't divide
+      them) takes the likeliest token.
+    top_k: only the k likeliest count, of equals the first ones; 0: all; 1 is the likeliest token
+      (Fan et al. 2018, arXiv:1805.04833).
     top_p: only the fewest likeliest that together reach this probability count; 1: all (nucleus
       sampling, Holtzman et al. 2019, arXiv:1904.09751). Applied after top_k.
   """
@@ -35,13 +39,15 @@ class Sampling:
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
   """int32 (B,), a token for each row; the rows' draws are independent."""
   logits_BV = logits_BV.astype(jnp.float32)
-  if sampling.temperature == 0:
+  if sampling.temperature < _COLD or sampling.top_k == 1:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = logits_BV / sampling.temperature
   if sampling.top_k:
     k = min(sampling.top_k, logits_BV.shape[-1])
-    least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
-    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    # By place and not by value: in bfloat16 several are as likely as the k-th.
+    values_BK, places_BK = jax.lax.top_k(logits_BV, k)
+    rows_B1 = jnp.arange(logits_BV.shape[0])[:, None]
+    logits_BV = jnp.full_like(logits_BV, -jnp.inf).at[rows_B1, places_BK].set(values_BK)
   if sampling.top_p < 1:
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     p_BV = jax.nn.softmax(sorted_BV, axis=-1)

@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 
 from jaxlm.errors import UserError
-from jaxlm.interop.gguf_families import Spec, llama3_factors, part_of, rename, spec_of_model
+from jaxlm.interop.gguf_config import check_kept, head_dim_of, write_metadata
+from jaxlm.interop.gguf_families import llama3_factors, part_of, rename, spec_of_model
 from jaxlm.interop.gguf_file import MAGIC, library
 from jaxlm.interop.hf_folder import both_spellings
+from jaxlm.interop.tensors import check_dtype
 
 ALIGN = 32
 # general.file_type (llama.cpp's llama_ftype) of each.
@@ -39,7 +41,8 @@ def write_gguf(
     kind: a key of FILE_TYPES.
 
   Raises:
-    UserError: a family that GGUF export does not know; the place is taken or can't be written.
+    UserError: a family that GGUF export does not know, or a model that its metadata can't say; the
+      place is taken or can't be written.
   """
   if kind not in FILE_TYPES:
     raise UserError(f"--to=gguf:{path}:{kind}: the type must be one of {', '.join(FILE_TYPES)}")
@@ -49,9 +52,17 @@ def write_gguf(
   spec = spec_of_model(str(config.get("model_type")))
   config = both_spellings(config)  # a folder of transformers 5 has rope_parameters alone
   back = {hf: own for own, hf in spec.names.items()}
-  head = _metadata(config, spec, kind) | dict(tokenizer)
+  head = {
+    "general.architecture": spec.arch,
+    "general.type": "model",
+    "general.quantization_version": 2,
+    "general.file_type": FILE_TYPES[kind],
+    **write_metadata(config, spec),
+  }
   entries = []
-  factors = _factors(config, spec)
+  factors = _factors(config)
+  check_kept(config, head, factors)
+  head |= tokenizer
   if factors is not None:
     entries.append(("rope_freqs.weight", factors.shape, "F32"))
   tied = bool(config.get("tie_word_embeddings"))
@@ -61,6 +72,7 @@ def write_gguf(
       raise UserError(f"--to=gguf: tensor {name} has no place in a {spec.arch} file: export to hf")
     if tied and own == "output.weight":
       continue
+    check_dtype(name, array.dtype)
     # Transposition alone changes a shape, and no tensor's values are needed for it.
     shape = array.shape[::-1] if part_of(own) in spec.transposed else array.shape
     entries.append((own, shape, _kind(shape, kind)))
@@ -115,50 +127,11 @@ def _pad(out: Any) -> None:
   out.write(b"\0" * (-out.tell() % ALIGN))
 
 
-def _factors(config: Mapping[str, Any], spec: Spec) -> np.ndarray | None:
+def _factors(config: Mapping[str, Any]) -> np.ndarray | None:
   scaling = config.get("rope_scaling")
   if not scaling or scaling.get("rope_type") != "llama3":
     return None
-  head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-  return llama3_factors(head_dim, float(config.get("rope_theta") or 1e4), scaling)
-
-
-def _metadata(config: Mapping[str, Any], spec: Spec, kind: str) -> dict[str, Any]:
-  arch = spec.arch
-  out: dict[str, Any] = {
-    "general.architecture": arch,
-    "general.type": "model",
-    "general.quantization_version": 2,
-    "general.file_type": FILE_TYPES[kind],
-  }
-  for key, name in spec.keys.items():
-    value = config.get(name)
-    if value is not None:
-      out[f"{arch}.{key}"] = value
-  if arch == "gpt2":
-    out.setdefault("gpt2.feed_forward_length", 4 * config["n_embd"])
-    return out
-  head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-  out[f"{arch}.attention.key_length"] = out[f"{arch}.attention.value_length"] = head_dim
-  out[f"{arch}.rope.dimension_count"] = head_dim
-  out[f"{arch}.rope.freq_base"] = float(config.get("rope_theta") or 1e4)
-  scaling = config.get("rope_scaling")
-  how = (scaling or {}).get("rope_type") or (scaling or {}).get("type", "default")
-  if how in ("linear", "yarn"):
-    assert scaling is not None
-    out[f"{arch}.rope.scaling.type"] = how
-    out[f"{arch}.rope.scaling.factor"] = float(scaling["factor"])
-    if "original_max_position_embeddings" in scaling:
-      key = f"{arch}.rope.scaling.original_context_length"
-      out[key] = int(scaling["original_max_position_embeddings"])
-  elif how not in ("default", "llama3"):
-    raise UserError(f"--to=gguf: rope scaling {how!r} has no place in GGUF: export to hf")
-  absent = ["attention_bias", "mlp_bias", "use_sliding_window"]
-  absent += ["sliding_window"] if spec.model_type == "mistral" else []
-  for name in absent:
-    if config.get(name):
-      raise UserError(f"--to=gguf: {name}={config[name]} has no place in arch {arch}: export to hf")
-  return out
+  return llama3_factors(head_dim_of(config), float(config.get("rope_theta") or 1e4), scaling)
 
 
 def _header(gguf: Any, fields: Mapping[str, Any], entries: list[Any]) -> bytes:

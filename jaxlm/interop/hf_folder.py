@@ -53,7 +53,8 @@ class Folder:
     if not isinstance(places, dict) or not places:
       raise UserError(f"{index}: has no weight_map; copy it again")
     for name, shard in places.items():
-      plain = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+      plain = isinstance(shard, str) and Path(shard).name == shard
+      plain = plain and "\\" not in shard and "\0" not in shard
       if not plain or not shard.endswith(".safetensors"):
         raise UserError(
           f"{index}: tensor {name} is in {shard!r}, which is not the plain name of a safetensors "
@@ -165,6 +166,8 @@ def write_folder(
       safetensors lack.
   """
   root = Path(path)
+  if not root.name:  # the current directory, which is not to be replaced under whoever is in it
+    raise UserError(f"{root}: name a new directory, not the one that you are in")
   if root.exists() and (not root.is_dir() or any(root.iterdir())):
     raise UserError(f"{root}: is there already: name a new or an empty directory")
   fresh = root.with_name(f".{root.name}.partial")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxlm.errors import UserError
 
 MAX_HEADER = 100_000_000  # the format's own bound
+_MAX_DIMS = 32  # NumPy 1's bound
 DTYPES: dict[str, np.dtype] = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -95,7 +96,8 @@ class SafetensorsFile:
     try:
       kind, shape = value["dtype"], tuple(value["shape"])
       first, last = value["data_offsets"]
-      good = all(type(n) is int and n >= 0 for n in (*shape, first, last))
+      good = isinstance(kind, str) and len(shape) <= _MAX_DIMS
+      good = good and all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, first, last))
     except (KeyError, TypeError, ValueError):
       good = False
     if not good:

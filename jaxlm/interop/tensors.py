@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from jaxlm.errors import UserError
@@ -18,6 +19,19 @@ RECIPE = (
   "from transformers import AutoModelForCausalLM as M; "
   "M.from_pretrained(OLD, weights_only=True).save_pretrained(NEW, safe_serialization=True)"
 )
+
+
+# Weights are numbers of these; in others they stand with scales, or not for numbers.
+_FLOATS = tuple(np.dtype(one) for one in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
+
+
+def check_dtype(name: str, dtype: np.dtype) -> None:
+  """Raises UserError for a dtype that weights are not read in."""
+  if dtype not in _FLOATS:
+    raise UserError(
+      f"{name}: is {dtype}, and weights are read in {', '.join(one.name for one in _FLOATS)}: take "
+      "a checkpoint that is not quantised"
+    )
 
 
 class Tensors(Protocol):

@@ -148,6 +148,7 @@ class Attention(nnx.Module):
       k_BSNK = write_cache(cache[0], k_BTNK, positions_BT)
       v_BSNK = write_cache(cache[1], v_BTNK, positions_BT)
       cache = (k_BSNK, v_BSNK)
+      prefix_BT = write_prefix(prefix_BT, positions_BT, k_BSNK.shape[1])
     o_BTHK = attention(
       q_BTHK,
       k_BSNK,
@@ -218,3 +219,17 @@ def write_cache(
   slots_BT = constrain(positions_BT, "act_batch", "act_kv_seq")
   where = spec(axes)
   return cache_BSNK.at[rows_B1, slots_BT].set(new_BTNK, mode="drop", out_sharding=where)
+
+
+def write_prefix(
+  prefix_BT: jax.Array | None, positions_BT: jax.Array, slots: int
+) -> jax.Array | None:
+  """bool (B, slots), which of a cache's slots hold tokens of the prefix that is now written."""
+  if prefix_BT is None:
+    return None
+  axes = ("act_batch", "act_kv_seq")
+  where, rows_B1 = spec(axes), jnp.arange(prefix_BT.shape[0])[:, None]
+  empty_BS = jnp.zeros((prefix_BT.shape[0], slots), bool, out_sharding=where)
+  return empty_BS.at[constrain(rows_B1, "act_batch", None), constrain(positions_BT, *axes)].set(
+    constrain(prefix_BT.astype(bool), *axes), mode="drop", out_sharding=where
+  )

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.kernels.attention import attention
 from jaxlm.kernels.fp8 import fp8_einsum
-from jaxlm.layers.attention import KV, write_cache
+from jaxlm.layers.attention import KV, write_cache, write_prefix
 from jaxlm.layers.config import AttentionImpl, Latent, Matmul, RopeScaling
 from jaxlm.layers.norm import RMSNorm
 from jaxlm.layers.positions import rotate
@@ -106,6 +106,7 @@ class LatentAttention(nnx.Module):
       slots_BT, seq = positions_BT, "act_kv_seq"
       c_BS1R = write_cache(cache[0], c_BS1R, positions_BT, heads=None)
       cache = (c_BS1R, cache[1])
+      prefix_BT = write_prefix(prefix_BT, positions_BT, c_BS1R.shape[1])
     k_BSHK, v_BSHK = self._keys_and_values(c_BS1R, seq)
     o_BTHK = attention(
       q_BTHK,

@@ -47,7 +47,13 @@ class HeadsNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-  """(x - mean(x)) / std(x) * scale + bias over the last dim (Ba et al. 2016, arXiv:1607.06450)."""
+  """(x - mean(x)) / std(x) * scale + bias over the last dim (Ba et al. 2016, arXiv:1607.06450).
+
+  The variance is E x^2 - (E x)^2, one pass over x, which loses digits of rows far from 0: relative
+  errors of 1e-5 where mean/std is 10, 1e-4 at 30, 1e-3 at 100. Subtracting the mean before squaring
+  would be exact and read x twice. Subtracting the row's first element would be exact only where
+  that is near the mean, and worse than nothing where it is a feature that stands out.
+  """
 
   def __init__(self, dim: int, *, eps: float, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True):
     self.eps, self.use_bias = eps, use_bias
@@ -72,7 +78,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, axis=-1, keepdims=True)
-  # E x^2 - (E x)^2: one pass over x, and near enough in float32, as in Flax.
+  # E x^2 - (E x)^2: one pass over x, as in Flax. See LayerNorm for what it costs.
   variance = jnp.maximum(jnp.mean(wide * wide, axis=-1, keepdims=True) - mean * mean, 0)
   inverse = jax.lax.rsqrt(variance + eps)
   y = (wide - mean) * inverse * _last(scale, x.ndim) + _last(bias, x.ndim)

@@ -92,7 +92,8 @@ class DecoderConfig(ModelConfig):
     num_dense_layers: the first so many layers have one MLP, of dense_mlp_dim (None: mlp_dim).
     num_shared_experts: experts that every token goes through, as one MLP of so many times mlp_dim.
     expert_capacity: room of an expert in units of an even share; what is over is dropped. None:
-      nothing is dropped.
+      nothing is dropped. Of training and its own evaluations: a run that is opened for use
+      (evaluate, generate) drops nothing.
     mup: widths are relative to this base (µP, see models/mup.py); None: standard parametrisation.
     scan_layers: one compiled body of `scan_block` layers, looped over; False: unrolled.
   """

@@ -209,6 +209,7 @@ class Decoder(nnx.Module):
     positions_BT: jax.Array | None = None,
     cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
+    prefix_BT: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """Logits for every input.
 
@@ -224,6 +225,7 @@ class Decoder(nnx.Module):
       positions_BT=positions_BT,
       cache=cache,
       dropout_key=dropout_key,
+      prefix_BT=prefix_BT,
     )
     out_BTV = logits(x_BTD, self.output_table(), self.config.vocab_size)
     if (cap := self.config.logits_softcap) is not None:
@@ -254,7 +256,8 @@ class Decoder(nnx.Module):
       cache: keys and values so far. The inputs' own go into the slots of their positions, and
         each input sees the slots up to its own. Give positions with it, and no segment ids.
       dropout_key: a key for training with dropout; None: no dropout.
-      prefix_BT: the inputs that their whole document sees; None: causal throughout.
+      prefix_BT: the inputs that their whole document sees; None: causal throughout. With a cache:
+        that the inputs of this call see; those of later calls come after them anyway.
 
     Returns:
       (B, T, D) in the compute dtype; the cache with the inputs in it, if one was given; the means

@@ -145,7 +145,14 @@ def test_symbols_of_the_tokenizer_are_used(kind):
     Masking(MaskedConfig(symbol="<nothing>"), ids, 0)
 
 
+class _Lossy(ByteTokenizer):
+  lossless = False
+
+
 def test_what_a_task_lacks_is_said():
+  with pytest.raises(UserError, match="CHARACTER.*use TOKEN"):  # else each piece gains a space
+    fim = FillInTheMiddleConfig(split=FimSplit.CHARACTER)
+    FillInTheMiddle(fim, Vocabulary(257, EOS, _Lossy()), 0)
   blind = Vocabulary(50, 0, None)
   with pytest.raises(UserError, match="whole_words"):
     Masking(MaskedConfig(whole_words=True), blind, 0)

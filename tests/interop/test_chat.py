@@ -67,3 +67,14 @@ def test_a_tokenizer_without_template_says_so(tokenizer, tmp_path):
   (tmp_path / "chat.json").write_text(json.dumps([1]))
   with pytest.raises(UserError, match="damaged"):
     load_chat(tmp_path, tokenizer)
+
+
+def test_what_transformers_defines_is_there():
+  """The marks of an assistant's words, and tools and documents that are none, not unknown."""
+  template = (
+    "{{ tools | tojson }} {{ documents is none }} {% set n = 1 %}"
+    "{% for m in messages %}{% generation %}{% set n = 2 %}{{ m.content }}{% endgeneration %}"
+    "{{ n }}{% endfor %}"
+  )
+  messages = [{"role": "assistant", "content": "hi"}]
+  assert Chat(template, {}, {}, frozenset()).render(messages) == "null True hi1"

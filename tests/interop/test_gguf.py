@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import UserError
+from jaxlm.interop.families import find_family
+from jaxlm.interop.gguf_config import read_config, write_metadata
 from jaxlm.interop.gguf_export import write_gguf
-from jaxlm.interop.gguf_families import llama3_factors
+from jaxlm.interop.gguf_families import llama3_factors, spec_of_arch
 from jaxlm.interop.gguf_file import GgufFile
 from jaxlm.interop.tensors import open_tensors
 
@@ -115,3 +117,80 @@ def test_what_has_no_place_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"odd\.weight has no place"):
     write_gguf(tmp_path / "x.gguf", LLAMA, {"odd.weight": np.zeros((2, 2))}.items, {})
   assert not list(tmp_path.iterdir())
+
+
+GEMMA2 = LLAMA | {"model_type": "gemma2", "query_pre_attn_scalar": 16}
+
+
+@pytest.mark.parametrize(
+  ("changes", "lost"),
+  [
+    ({"hidden_act": "gelu_new"}, "activation"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 64.0}}, "rope_scaling"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 2}}, "rope_scaling"),
+    (GEMMA2 | {"query_pre_attn_scalar": 256}, "attention_scale"),
+    (GEMMA2 | {"attn_logit_softcapping": None}, "attention_softcap"),
+    (GEMMA2 | {"final_logit_softcapping": None}, "logits_softcap"),
+    (GEMMA2 | {"layer_types": ["sliding_attention"] * 2}, "window_pattern"),
+    (GEMMA2 | {"sliding_window": None}, "local_rope_theta, sliding_window, window_pattern"),
+  ],
+)
+def test_what_would_read_back_as_another_model_is_refused(tmp_path, changes, lost):
+  """Metadata that lacks it stands for the architecture's own default in every reader."""
+  with pytest.raises(UserError, match=f"can't say this model's {lost}") as error:
+    write_gguf(tmp_path / "x.gguf", LLAMA | changes, _tensors(LLAMA).items, {})
+  assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_llama3_scaling_is_llamas_alone(tmp_path):
+  """llama.cpp looks for rope_freqs.weight in no other of these architectures."""
+  scaling = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+  }
+  with pytest.raises(UserError, match="'llama3' has no place in GGUF's arch qwen2"):
+    config = LLAMA | {"model_type": "qwen2", "rope_scaling": scaling}
+    write_gguf(tmp_path / "x.gguf", config, _tensors(config).items, {})
+
+
+@pytest.mark.parametrize(
+  ("layers", "heads", "scalar"), [(26, 8, 256), (42, 16, 256), (46, 32, 144), (2, 4, 256)]
+)
+def test_gemma2_scores_are_scaled_by_size(layers, heads, scalar):
+  """GGUF has no key for it: Gemma 2 2B, 9B and 27B as published, and another of that kind."""
+  widths = {26: 2304, 42: 3584, 46: 4608, 2: 32}
+  fields = {
+    "gemma2.block_count": layers,
+    "gemma2.embedding_length": widths[layers],
+    "gemma2.feed_forward_length": 64,
+    "gemma2.attention.head_count": heads,
+    "gemma2.attention.key_length": 256 if layers != 46 else 128,
+  }
+  config = read_config(fields, spec_of_arch("gemma2", "x"), "x", vocab_size=96, tied=True)
+  assert config["query_pre_attn_scalar"] == scalar
+  assert find_family(config).to_config(config).attention_scale == scalar**-0.5
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [("rope.dimension_count", 8), ("rope.scaling.yarn_beta_fast", 64.0), ("block_count", "x")],
+)
+def test_metadata_of_no_family_is_refused(key, value):
+  spec = spec_of_arch("llama", "x")
+  fields = write_metadata(LLAMA, spec)
+  read_config(fields, spec, "x", vocab_size=96, tied=True)
+  with pytest.raises(UserError, match=f"x: llama.{key}"):
+    read_config(fields | {f"llama.{key}": value}, spec, "x", vocab_size=96, tied=True)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_what_is_no_float_is_not_written(tmp_path, dtype):
+  made = _tensors(LLAMA)
+  made["model.layers.1.mlp.up_proj.weight"] = made["model.layers.1.mlp.up_proj.weight"].astype(
+    dtype
+  )
+  with pytest.raises(UserError, match=rf"model\.layers\.1\.mlp\.up_proj\.weight: is {dtype}"):
+    write_gguf(tmp_path / "x.gguf", LLAMA, made.items, {})

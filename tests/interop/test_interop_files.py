@@ -6,14 +6,17 @@ import struct
 import subprocess
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from jaxlm.errors import UserError
 from jaxlm.interop import hf_folder
+from jaxlm.interop.families import export_tensors, hf_config, import_params
 from jaxlm.interop.hf_folder import both_spellings, write_folder
 from jaxlm.interop.tensors import open_tensors, stream
+from jaxlm.models.config import DecoderConfig
 
 CONFIG = {"model_type": "llama", "vocab_size": 8, "rope_theta": 10000.0}
 ARRAYS = {
@@ -76,6 +79,9 @@ def _entry(first, last, shape, dtype="F32"):
     (b'{"a": 1, "a": 2}', b"", None, "stands twice"),
     ({"a": 1}, b"", None, "a without a proper dtype"),
     ({"a": _entry(0, 8, [-2])}, b"12345678", None, "a without a proper dtype"),
+    ({"a": _entry(0, 8, [2], [])}, b"12345678", None, "a without a proper dtype"),
+    ({"a": _entry(0, 0, [0, 10**30])}, b"", None, "a without a proper dtype"),
+    ({"a": _entry(0, 4, [1] * 99)}, b"1234", None, "a without a proper dtype"),
     ({"a": _entry(0, 8, [2], "F4")}, b"12345678", None, "a has dtype 'F4'"),
     ({"a": _entry(0, 8, [3])}, b"12345678", None, r"a: F32 \[3\] is not 8 bytes"),
     ({"a": _entry(0, 8, [2]), "b": _entry(4, 12, [2])}, b"1" * 12, None, "b, which overlaps"),
@@ -92,7 +98,7 @@ def test_broken_headers_are_refused_by_name(tmp_path, header, data, length, mess
 
 
 @pytest.mark.parametrize(
-  "place", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", 3, "x.bin"]
+  "place", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", 3, "x.bin", "x\0.safetensors"]
 )
 def test_shard_names_with_a_path_are_refused(tmp_path, place):
   (tmp_path / "config.json").write_text(json.dumps(CONFIG))
@@ -127,8 +133,10 @@ def test_memory_stays_at_a_tensor(tmp_path):
   """Fails if a writer or a reader keeps tensors: 2 GiB in all, 64 MiB each."""
   code = f"""
 import resource, numpy as np
+from jaxlm.interop.families import export_tensors, hf_config, import_params
 from jaxlm.interop.hf_folder import write_folder
 from jaxlm.interop.tensors import open_tensors, stream
+from jaxlm.models.config import DecoderConfig
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 made = ((f"t{{i}}", np.full((4096, 4096), i, np.float32)) for i in range(32))
 write_folder({str(tmp_path / "x")!r}, {{"model_type": "llama"}}, made, shard_bytes=1 << 29)
@@ -146,3 +154,26 @@ def test_both_spellings_of_rope_and_dtype():
   new = both_spellings({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}})
   assert new["rope_theta"] == 5.0 and new["rope_scaling"] is None
   assert old["dtype"] == old["torch_dtype"] == "x"
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", ml_dtypes.float8_e4m3fn])
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, dtype):
+  """Quantised files keep scales beside such tensors: taken as they are, they are another model."""
+  model = DecoderConfig(vocab_size=8, num_layers=1, embed_dim=8, mlp_dim=8, num_heads=2)
+  params = model.build().init(jax.random.key(0))
+
+  def tensors():
+    for name, array in export_tensors(params, model):
+      yield name, array.astype(dtype) if "q_proj" in name else array
+
+  write_folder(tmp_path / "x", hf_config(model), tensors())
+  with pytest.raises(UserError, match=r"model\.layers\.0\.self_attn\.q_proj\.weight: is ") as error:
+    import_params(open_tensors(tmp_path / "x"), model)
+  assert np.dtype(dtype).name in str(error.value)
+
+
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for place in ("", "."):
+    with pytest.raises(UserError, match="not the one that you are in"):
+      write_folder(place, CONFIG, ARRAYS.items())

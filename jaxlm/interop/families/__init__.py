@@ -12,13 +12,20 @@ it defines, `transfer.py` how its table of weights is followed.
 """
 
 from jaxlm.interop.families.base import Family, Weight
-from jaxlm.interop.families.registry import FAMILIES, family_of, find_family, hf_config
+from jaxlm.interop.families.registry import (
+  FAMILIES,
+  differences,
+  family_of,
+  find_family,
+  hf_config,
+)
 from jaxlm.interop.families.transfer import export_tensors, import_params
 
 __all__ = [
   "FAMILIES",
   "Family",
   "Weight",
+  "differences",
   "export_tensors",
   "family_of",
   "find_family",

@@ -101,6 +101,6 @@ def need(hf: Mapping[str, Any], key: str) -> Any:
 def choose(hf: Mapping[str, Any], key: str, options: Mapping[str, Any], default: str) -> Any:
   """options[hf[key]]. Raises UserError for a value that has none."""
   value = hf.get(key) or default
-  if value not in options:
+  if not isinstance(value, str) or value not in options:
     raise UserError(f"config.json: {key}={value!r} is not supported: only {sorted(options)}")
   return options[value]

@@ -93,7 +93,8 @@ def _gemma3(hf: Mapping[str, Any]) -> DecoderConfig:
       "local_rope_theta": float(local.get("rope_theta", 1e4)),
     }
   else:
-    rope = read_rope(hf, 1e6) | {"local_rope_theta": float(hf.get("rope_local_base_freq", 1e4))}
+    rope = read_rope(hf, 1e6) | {"rotary_fraction": 1.0}  # as in llama.fields
+    rope["local_rope_theta"] = float(hf.get("rope_local_base_freq", 1e4))
   windows = read_windows(hf, _local(hf, hf.get("sliding_window_pattern", 6)))
   if windows["sliding_window"] is None:
     rope["local_rope_theta"] = None

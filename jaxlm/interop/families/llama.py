@@ -21,7 +21,10 @@ _GATED_NAMES = {one: name for name, one in reversed(GATED.items())}
 
 
 def fields(hf: Mapping[str, Any]) -> dict[str, Any]:
-  """Arguments of the DecoderConfig of a Llama; descendants change some of them."""
+  """Arguments of the DecoderConfig of a Llama; descendants change some of them.
+
+  A family that rotates a part of each head puts rotary_fraction back.
+  """
   heads = need(hf, "num_attention_heads")
   return {
     "vocab_size": need(hf, "vocab_size"),
@@ -36,6 +39,8 @@ def fields(hf: Mapping[str, Any]) -> dict[str, Any]:
     "activation": choose(hf, "hidden_act", GATED, "silu"),
     "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
     **read_rope(hf),
+    # transformers' code of a Llama rotates whole heads whatever partial_rotary_factor says.
+    "rotary_fraction": 1.0,
   }
 
 

@@ -11,7 +11,7 @@ from jaxlm.models.config import DecoderConfig
 
 def _to_config(hf: Mapping[str, Any]) -> DecoderConfig:
   hf = {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_experts_per_tok": 2} | dict(hf)
-  if hf["num_experts_per_tok"] < 2:
+  if need(hf, "num_experts_per_tok") < 2:
     raise UserError("config.json: num_experts_per_tok=1 is not supported: its weight would be 1")
   return DecoderConfig(
     **fields(hf),

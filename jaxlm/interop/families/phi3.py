@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxlm.interop.families.base import Family, How, Weight, refuse
 from jaxlm.interop.families.llama import LAYER, fields, hf_fields, linear, norms, outer
+from jaxlm.interop.families.rope import read_rope
 from jaxlm.layers.config import RopeKind
 from jaxlm.models.config import DecoderConfig
 
@@ -18,9 +19,9 @@ def _to_config(hf: Mapping[str, Any]) -> DecoderConfig:
     hf = {key: value for key, value in hf.items() if key != "original_max_position_embeddings"}
   elif kind in ("su", "yarn"):
     hf = dict(hf) | {"rope_parameters": {**parameters, "rope_type": "longrope"}}
-  return DecoderConfig(
-    **fields({"rms_norm_eps": 1e-5} | dict(hf)), sliding_window=hf.get("sliding_window")
-  )
+  values = fields({"rms_norm_eps": 1e-5} | dict(hf))
+  values["rotary_fraction"] = read_rope(hf)["rotary_fraction"]
+  return DecoderConfig(**values, sliding_window=hf.get("sliding_window"))
 
 
 def _to_hf(config: DecoderConfig) -> dict[str, Any]:

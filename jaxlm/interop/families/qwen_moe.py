@@ -37,7 +37,7 @@ def _to_config(hf: Mapping[str, Any]) -> DecoderConfig:
     qk_norm=True,
     sliding_window=hf.get("sliding_window") if hf.get("use_sliding_window") else None,
     num_experts=need(hf, "num_experts"),
-    num_experts_per_token=hf["num_experts_per_tok"],
+    num_experts_per_token=need(hf, "num_experts_per_tok"),
     normalize_gates=bool(hf.get("norm_topk_prob", False)),
   )
 

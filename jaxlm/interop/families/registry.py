@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from jaxlm.configlib import nearest
 from jaxlm.errors import UserError
 from jaxlm.interop.families.base import Family
-from jaxlm.layers.config import Positions
+from jaxlm.interop.families.values import check_values
+from jaxlm.layers.config import Positions, RopeKind
 from jaxlm.models.config import DecoderConfig, ModelConfig
 
 _PACKAGE = "jaxlm.interop.families"
-_NO_FAMILIES = ("registry", "transfer", "base", "rope", "windows")
+_NO_FAMILIES = ("registry", "transfer", "base", "rope", "windows", "values")
 
 FAMILIES: dict[str, Family] = {
   family.model_type: family
@@ -40,13 +42,18 @@ _OF_THE_RUN = {
 
 
 def find_family(hf: Mapping[str, Any]) -> Family:
-  """The family of a config.json. Raises UserError when jaxlm has none of its model_type."""
+  """The family of a config.json.
+
+  Raises:
+    UserError: jaxlm has none of its model_type, or a value in it is of a wrong kind.
+  """
   model_type = hf.get("model_type")
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise UserError(
       f"config.json: model_type={model_type!r} is not supported"
       f"{nearest(str(model_type), FAMILIES)}: only {', '.join(FAMILIES)}"
     )
+  check_values(hf)
   return FAMILIES[model_type]
 
 
@@ -101,6 +108,20 @@ def hf_config(
   }
 
 
+def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
+  """The fields in which two configs are of different models; floats are compared as float32."""
+  a, b = essence(one), essence(other)
+  return [name for name in sorted(a.keys() | b.keys()) if not _alike(a.get(name), b.get(name))]
+
+
+def _alike(one: Any, other: Any) -> bool:
+  if isinstance(one, dict) and isinstance(other, dict):
+    return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+  if isinstance(one, float) and isinstance(other, float):
+    return math.isclose(one, other, rel_tol=1e-6)
+  return one == other
+
+
 def essence(config: ModelConfig) -> dict[str, Any]:
   """All of a config that changes what its model computes, with defaults worked out."""
   out = {name: value for name, value in vars(config).items() if name not in _OF_THE_RUN}
@@ -113,13 +134,16 @@ def essence(config: ModelConfig) -> dict[str, Any]:
   out |= {"window_pattern": local}
   if not any(local):
     out |= {"sliding_window": None, "local_rope_theta": None}
-  elif config.local_rope_theta is None:
+  elif config.local_rope_theta is None and config.rope_scaling is None:
+    # With scaling they differ: a base of their own is not scaled.
     out["local_rope_theta"] = config.rope_theta
   out["attention_scale"] = config.attention_scale or config.head_size**-0.5
   if config.positions is not Positions.ROPE:
     out |= dict.fromkeys(("rope_theta", "rope_scaling", "rotary_fraction", "local_rope_theta"))
   elif config.rope_scaling is not None:
     out["rope_scaling"] = dataclasses.asdict(config.rope_scaling)
+    if config.rope_scaling.kind is RopeKind.LINEAR:  # reads no length
+      out["rope_scaling"]["original_max_seq_len"] = None
   if config.latent is not None:
     out["latent"] = dataclasses.asdict(config.latent)
   if config.num_dense_layers:

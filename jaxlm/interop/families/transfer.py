@@ -13,7 +13,7 @@ from jaxlm import tree
 from jaxlm.errors import UserError
 from jaxlm.interop.families.base import Family, How, Weight
 from jaxlm.interop.families.registry import family_of, find_family
-from jaxlm.interop.tensors import Tensors
+from jaxlm.interop.tensors import Tensors, check_dtype
 from jaxlm.models.base import Params
 from jaxlm.models.config import ModelConfig
 from jaxlm.sharding import Layout, active
@@ -33,7 +33,7 @@ def import_params(tensors: Tensors, config: ModelConfig, layout: Layout | None =
     layout: how parameters are laid out; None: as the active one says, or on one device.
 
   Raises:
-    UserError: a tensor is missing, not known, or of a wrong shape.
+    UserError: a tensor is missing, not known, or of a wrong shape or dtype.
   """
   layout = layout or active()
   family = find_family(tensors.config)
@@ -49,7 +49,7 @@ def import_params(tensors: Tensors, config: ModelConfig, layout: Layout | None =
         f"{list(expected)}"
       )
     parts = _split(
-      tensors.read(names[name]),
+      _read(tensors, names[name]),
       weight,
       [(shapes[path].shape[len(i) :], shapes[path].dtype) for path, i in targets],
     )
@@ -168,6 +168,12 @@ def _check_names(
 
 
 # ---- between a tensor and its parameters ------------------------------------------------------
+
+
+def _read(tensors: Tensors, name: str) -> np.ndarray:
+  array = tensors.read(name)
+  check_dtype(name, array.dtype)
+  return array
 
 
 def _hf_shape(weight: Weight, config: Any, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
