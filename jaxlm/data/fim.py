@@ -57,7 +57,7 @@ class FillInTheMiddle(Task):
         )
       if not is_lossless(ids.tokenizer):
         raise UserError(
-          "config.data.task.split=CHARACTER: encodes pieces again, and this tokenizer does not give "
+          "config.data.task.split=CHARACTER: encodes pieces again; this tokenizer does not give "
           "every text back (it may put a space before each piece): use TOKEN"
         )
       self._tokenizer = ids.tokenizer

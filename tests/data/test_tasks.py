@@ -150,7 +150,7 @@ class _Lossy(ByteTokenizer):
 
 
 def test_what_a_task_lacks_is_said():
-  with pytest.raises(UserError, match="CHARACTER.*use TOKEN"):  # else each piece gains a space
+  with pytest.raises(UserError, match=r"CHARACTER.*use TOKEN"):  # else each piece gains a space
     fim = FillInTheMiddleConfig(split=FimSplit.CHARACTER)
     FillInTheMiddle(fim, Vocabulary(257, EOS, _Lossy()), 0)
   blind = Vocabulary(50, 0, None)
