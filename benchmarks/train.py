@@ -1,4 +1,4 @@
-"""Training speed beside what one would pick instead, on one device.
+"""Training speed beside what one would pick instead, on one device (several: multi_gpu.py).
 
 usage: python benchmarks/train.py [--model=1b|llama1b|gpt2|3b|tiny] [--peer=hf|nanogpt|none]
          [--steps=30 --warmup=10 --batch=N --seq=N --packed --rounds=1 --same_init]
@@ -112,10 +112,16 @@ SHAPES = {
   "1b": Shape(_shape(24, 2048, 16, 5632, 32_000), batch=8, seq=2048),
   "llama1b": Shape(_shape(16, 2048, 32, 8192, 128_256, **_LLAMA3), batch=8, seq=2048),
   "3b": Shape(_shape(28, 3072, 24, 8192, 32_000, num_kv_heads=8), batch=4, seq=2048),
+  "7b": Shape(_shape(32, 4096, 32, 11_008, 32_000, norm_eps=1e-5), batch=2, seq=4096),
+  # The products of 1b for each token: 2 of 8 experts of half its width.
+  "moe": Shape(_shape(24, 2048, 16, 2816, 32_000, num_experts=8), batch=8, seq=2048),
   "gpt2": Shape(_shape(12, 768, 12, 3072, 50_257, **_GPT2), batch=16, seq=1024, family="gpt2"),
   # configs/tiny.py without its norm of queries and keys, which Llama doesn't have.
   "tiny": Shape(_shape(4, 256, 4, 704, 8192), batch=8, seq=256),
   "toy": Shape(_shape(2, 64, 2, 128, 256), batch=2, seq=32),
+  # For meshes of up to 8 fake devices.
+  "toy8": Shape(_shape(2, 64, 8, 128, 256), batch=2, seq=64),
+  "toy_moe": Shape(_shape(2, 64, 8, 64, 256, num_experts=8), batch=2, seq=64),
 }
 
 
@@ -179,6 +185,10 @@ def make_batches(
 def flops_per_token(config: DecoderConfig, seq_len: int) -> dict[str, float]:
   """FLOPs a token, forward and backward, by three counts: causal, full, palm."""
   total = config.num_params()
+  if config.num_experts is not None:  # of the experts, those that a token goes through
+    idle = config.num_experts - config.num_experts_per_token
+    mlp = (3 if config.gated else 2) * config.embed_dim * config.mlp_dim
+    total -= (config.num_layers - config.num_dense_layers) * idle * mlp
   if config.positions is Positions.LEARNED:
     total -= config.max_seq_len * config.embed_dim
   attention = 12 * config.num_layers * config.num_heads * config.head_size * seq_len
@@ -275,11 +285,11 @@ def order(rounds: int, peer: str) -> list[str]:
 
 
 def summarise(result: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-  """The figures of one process: adds tokens/s and FLOP/s to what it measured.
+  """The figures of one run: adds tokens/s of all devices and FLOP/s of each to what it measured.
 
   Args:
     result: step_ms (of each timed step), block_seconds (of all of them), losses, and more.
-    job: batch, seq, model.
+    job: batch (of all devices), seq, model; devices, where there are several.
   """
   tokens = job["batch"] * job["seq"]
   step_ms = statistics.median(result["step_ms"])
@@ -290,7 +300,7 @@ def summarise(result: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, An
     "ms_per_step": step_ms,
     "tokens_per_second": rate,
     "block_tokens_per_second": tokens * len(result["step_ms"]) / result["block_seconds"],
-    "tflops": {name: rate * count / 1e12 for name, count in counts.items()},
+    "tflops": {name: rate * count / job.get("devices", 1) / 1e12 for name, count in counts.items()},
     "first_loss": result["losses"][0],
     "last_loss": result["losses"][-1],
   }
@@ -469,8 +479,10 @@ def worker(directory: Path) -> None:
   job = json.loads((directory / "job.json").read_text(encoding="utf-8"))
   config = run_config(job)
   run.setup_jax()
-  device = jax.devices()[0]
-  with make_layout(config.mesh, [device]).activate() as layout:
+  devices = jax.devices()[: job.get("devices", 1)]
+  config.validate_devices(len(devices))
+  device = devices[0]
+  with make_layout(config.mesh, devices).activate() as layout:
     program = build_program(config)
     arrays = dict(np.load(directory / "batches.npz"))
     batches = [
@@ -505,10 +517,10 @@ def worker(directory: Path) -> None:
     jax.block_until_ready((state, previous))
     ends.append(time.perf_counter())
 
-    stats = device.memory_stats() or {}
-    peak = (
-      stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    # Of the device that had most; CPU devices do not tell, there it is the process's.
+    peak = max((one.memory_stats() or {}).get("peak_bytes_in_use", 0) for one in devices)
+    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sent = sent_bytes(step, layout.mesh) if len(devices) > 1 else {}
     if job["profile"]:
       import profile_step
 
@@ -517,7 +529,7 @@ def worker(directory: Path) -> None:
     # The matmul is measured with the memory free.
     del state, metrics, previous, step, lowered, batches
     gc.collect()
-    best, median = measure_matmul(device)
+  best, median = measure_matmul(device)
   result = {
     "device": device.device_kind,
     "versions": versions("jax", "jaxlib", "flax", "optax", "numpy"),
@@ -527,12 +539,25 @@ def worker(directory: Path) -> None:
     "block_seconds": ends[-1] - start,
     "losses": [float(loss) for loss in losses],
     "peak_bytes": peak,
+    "sent_bytes": sent,
     "trace_seconds": traced - began,
     "compile_seconds": compiled - began,
     "matmul_tflops": median,
     "matmul_best_tflops": best,
   }
   (directory / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def sent_bytes(step: Any, mesh: Any) -> dict[str, float]:
+  """Bytes that one device sends in a compiled step, by mesh axes; empty if it can't be read."""
+  from jaxlm.plan import collectives
+
+  try:
+    found = collectives.by_axis(collectives.count(step, mesh))
+  except (LookupError, TypeError, ValueError) as error:  # it is no reason to lose the times
+    print(f"the collectives were not counted: {error}", file=sys.stderr)
+    return {}
+  return {"×".join(axes) or "?": sum(kinds.values()) for axes, kinds in found.items()}
 
 
 def measure_matmul(device: Any, rounds: int = 5, calls: int = 50) -> tuple[float, float]:
@@ -624,6 +649,8 @@ def make_job(arguments: argparse.Namespace) -> dict[str, Any]:
   job["profile"] = str(Path(job["profile"]).absolute()) if job["profile"] else ""
   if job["warmup"] < 1 or job["steps"] < 1:
     raise UserError("--warmup and --steps must be at least 1")
+  if job["peer"] != "none" and "num_experts" in shape.model:
+    raise UserError(f"--model={job['model']}: the peers have no experts: --peer=none")
   if job["peer"] == "nanogpt" and shape.family != "gpt2":
     raise UserError("--peer=nanogpt has one shape: --model=gpt2")
   if job["peer"] == "nanogpt" and (job["packed"] or job["peer_attention"] == "flex"):

@@ -238,11 +238,11 @@ def find_machine(
 ) -> Machine:
   """The backend that JAX will choose here, found without JAX: device files, and JAX's plugins.
 
-  Devices of other hosts and other processes are not counted: a process that sees one GPU of many
-  has one.
+  GPUs of the run's other processes (jaxlm/distributed.py) count as this one's do: with one GPU a
+  process there is as much to send. TPUs of other hosts are not counted.
 
   Args:
-    environ: JAX_PLATFORMS and CUDA_VISIBLE_DEVICES are honoured.
+    environ: JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and the launchers' counts of processes.
     root: where dev/ and sys/ are.
     installed: whether a Python module can be imported.
   """
@@ -256,8 +256,15 @@ def find_machine(
     if platform == "gpu":
       count = _visible(_nvidia_gpus(root), environ.get("CUDA_VISIBLE_DEVICES"))
       if count and any(map(installed, _CUDA_PLUGINS)):
-        return Machine("gpu", count)
+        return Machine("gpu", count * _processes(environ))
   return Machine()
+
+
+def _processes(environ: Mapping[str, str]) -> int:
+  for name in ("JAXLM_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+    if environ.get(name, "").isdigit():
+      return max(int(environ[name]), 1)
+  return 1
 
 
 def _nvidia_gpus(root: Path) -> int:

@@ -114,6 +114,10 @@ def test_the_users_memory_settings_win(name):
     ({"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, ["jax_cuda13_plugin"], ["nvidia0", "nvidia1"], TWO),
     ({"CUDA_VISIBLE_DEVICES": ""}, ["jax_cuda13_plugin"], ["nvidia0"], Machine()),
     ({"CUDA_VISIBLE_DEVICES": "-1"}, ["jax_cuda13_plugin"], ["nvidia0"], Machine()),
+    # One GPU a process, as launchers start them: there is as much to send.
+    ({"JAXLM_NUM_PROCESSES": "2"}, ["jax_cuda13_plugin"], ["nvidia0"], TWO),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, ["jax_cuda13_plugin"], ["nvidia0"], TWO),
+    ({"SLURM_STEP_NUM_TASKS": "x"}, ["jax_cuda13_plugin"], ["nvidia0"], ONE),
     ({}, ["libtpu"], ["accel0", "accel1", "accel2", "accel3"], V4),
     ({}, [], ["accel0"], Machine()),
     ({}, ["libtpu", "jax_cuda13_plugin"], ["nvidia0"], ONE),

@@ -13,7 +13,7 @@ examples:
 from jaxlm import cli
 
 CONFIG = cli.define_config(example="configs/7b.py", expected=cli.run_config)
-CHIP = cli.define_string("chip", None, "h100, a100, v5e, v5p or v6e", required=True)
+CHIP = cli.define_string("chip", None, "h100, h200, a100, v5e, v5p or v6e", required=True)
 NUM_CHIPS = cli.define_integer("num_chips", 8, "devices", lower_bound=1)
 VOCAB_SIZE = cli.define_integer("vocab_size", 32_000, "where the config leaves it to the data")
 SEARCH = cli.define_bool("search", False, "list the fastest meshes instead")

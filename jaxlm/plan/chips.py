@@ -72,6 +72,18 @@ CHIPS = {
       source="NVIDIA H100 SXM data sheet and DGX H100 user guide (a 400 Gb/s port for each GPU)",
     ),
     Chip(
+      name="h200",
+      flops=989.4e12,
+      memory=141e9,
+      memory_bandwidth=4.8e12,
+      link_bandwidth=450e9,
+      axis_links=1,
+      torus_dims=0,
+      fast_devices=8,
+      slow_bandwidth=50e9,
+      source="NVIDIA H200 SXM data sheet; links as the H100's",
+    ),
+    Chip(
       name="a100",
       flops=312e12,
       memory=80e9,

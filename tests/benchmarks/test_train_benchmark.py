@@ -109,6 +109,7 @@ def test_overrides_reach_the_config():
     (["--peer=nanogpt"], "--model=gpt2"),
     (["--model=gpt2", "--peer=nanogpt", "--packed"], "--packed"),
     (["--steps=0"], "at least 1"),
+    (["--model=toy_moe"], "--peer=none"),
   ],
 )
 def test_what_cannot_be_run_is_refused(arguments, message):
