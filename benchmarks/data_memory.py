@@ -1,15 +1,19 @@
 """Memory of the stages collect to tokenize as the input grows:
 
   python benchmarks/data_memory.py --megabytes=250 1000 [--workers=2] [--tasks=4] [--folder=DIR]
+                                   [--text]
 
 Writes made-up pages (see benchmarks/data.py) as WARC files of 64 MB of HTML each, runs the whole
 chain on them and samples the resident memory of every process (Linux's /proc, every 0.2 s; pages
 that processes share count in each). Prints, for each stage, the largest process; flat means: the
-same for four times the input.
+same for four times the input. --text: documents of 3 KB as JSONL, the preset `minimal`, exact
+duplicates alone, no further than decontaminate: many times the bytes in the same time.
 """
 
 import argparse
+import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -27,7 +31,27 @@ def get_config():
     sources={{"web": WarcSourceConfig(paths=({pages!r},))}},
     tokenizer=TokenizerTrainConfig(vocab_size=8192))
 """
+_TEXT_CONFIG = """
+from jaxlm.data.prep.config import TextSourceConfig
+from jaxlm.data.stages.config import CurationConfig, minimal
+from jaxlm.data.stages.dedup_config import DedupConfig, MinhashConfig
+
+def get_config():
+  return CurationConfig(name="memory", output={output!r},
+    sources={{"text": TextSourceConfig(paths=({pages!r},))}}, clean=minimal(),
+    dedup=DedupConfig(minhash=MinhashConfig(enabled=False)))
+"""
 _STAGES = ("collect", "clean", "dedup", "decontaminate", "train_tokenizer", "tokenize", "report")
+
+
+def write_text(file: Path, megabytes: float, seed: int) -> None:
+  """Documents of some 3 KB from a pool of made-up sentences, no two alike."""
+  rng, size = random.Random(seed), 0
+  words = ["".join(rng.choices("abcdefghijklmnoprstu", k=rng.randint(2, 9))) for _ in range(4000)]
+  pool = [" ".join(rng.choices(words, k=14)).capitalize() + "." for _ in range(20000)]
+  with file.open("w") as stream:
+    while size < megabytes * 1e6:
+      size += stream.write(json.dumps({"text": " ".join(rng.choices(pool, k=32))}) + "\n")
 
 
 def processes(root: int) -> list[int]:
@@ -82,6 +106,7 @@ def main() -> None:
   parser.add_argument("--megabytes", type=int, nargs="+", default=[250, 1000])
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--tasks", type=int, default=4)
+  parser.add_argument("--text", action="store_true", help="text instead of pages")
   parser.add_argument("--folder", help="where input and output lie; a temporary folder by default")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -89,14 +114,19 @@ def main() -> None:
       folder = Path(name) / str(megabytes)
       (folder / "pages").mkdir(parents=True)
       for number in range(-(-megabytes // 64)):
-        write(folder / "pages" / f"{number:05d}.warc.gz", min(64, megabytes), seed=number)
+        if arguments.text:
+          write_text(folder / "pages" / f"{number:05d}.jsonl", min(64, megabytes), seed=number)
+        else:
+          write(folder / "pages" / f"{number:05d}.warc.gz", min(64, megabytes), seed=number)
       config, output = folder / "config.py", folder / "out"
-      config.write_text(_CONFIG.format(output=str(output), pages=str(folder / "pages")))
-      command = [sys.executable, "-m", "jaxlm.data", "run", f"--config={config}"]
+      text = _TEXT_CONFIG if arguments.text else _CONFIG
+      config.write_text(text.format(output=str(output), pages=str(folder / "pages")))
+      verb = "decontaminate" if arguments.text else "run"
+      command = [sys.executable, "-m", "jaxlm.data", verb, f"--config={config}"]
       command += [f"--workers={arguments.workers}", f"--tasks={arguments.tasks}"]
       peaks, seconds = measure(command, output, folder / "log")
       said = ", ".join(f"{stage} {peaks[stage]:,.0f}" for stage in _STAGES if stage in peaks)
-      print(f"{megabytes:,} MB of HTML, {seconds:,.0f} s; largest process, MB: {said}", flush=True)
+      print(f"{megabytes:,} MB, {seconds:,.0f} s; largest process, MB: {said}", flush=True)
 
 
 if __name__ == "__main__":
