@@ -59,7 +59,9 @@ fi
 
 archive="$(mktemp)"
 trap 'rm -f "$archive"' EXIT
-tar --exclude=./.venv --exclude=./.git --exclude=./runs --exclude=./data -C "$root" -czf "$archive" .
+# Status 1: a file changed while it was read (a test's cache, an editor's), which is no failure.
+tar --exclude='./.*' --exclude=__pycache__ --exclude=./runs --exclude=./data -C "$root" \
+  -czf "$archive" . || [[ $? == 1 ]]
 call gcloud compute tpus tpu-vm scp "$archive" "$name:jaxlm.tar.gz" "${where[@]}" --worker=all
 everywhere "mkdir -p jaxlm && tar -xzf jaxlm.tar.gz -C jaxlm && cd jaxlm && ${SETUP:-true} && \
 python3 -m venv .venv && .venv/bin/pip install --quiet -e . 'jax[tpu]'"
