@@ -1,13 +1,13 @@
 """Memory of the stages collect to tokenize as the input grows:
 
   python benchmarks/data_memory.py --megabytes=250 1000 [--workers=2] [--tasks=4] [--folder=DIR]
-                                   [--text]
+                                   [--text] [--until=clean]
 
 Writes made-up pages (see benchmarks/data.py) as WARC files of 64 MB of HTML each, runs the whole
 chain on them and samples the resident memory of every process (Linux's /proc, every 0.2 s; pages
 that processes share count in each). Prints, for each stage, the largest process; flat means: the
 same for four times the input. --text: documents of 3 KB as JSONL, the preset `minimal`, exact
-duplicates alone, no further than decontaminate: many times the bytes in the same time.
+duplicates alone, no further than decontaminate (or --until): many times the bytes in the same time.
 """
 
 import argparse
@@ -107,6 +107,7 @@ def main() -> None:
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--tasks", type=int, default=4)
   parser.add_argument("--text", action="store_true", help="text instead of pages")
+  parser.add_argument("--until", choices=_STAGES[:-1], help="the last stage")
   parser.add_argument("--folder", help="where input and output lie; a temporary folder by default")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -121,7 +122,7 @@ def main() -> None:
       config, output = folder / "config.py", folder / "out"
       text = _TEXT_CONFIG if arguments.text else _CONFIG
       config.write_text(text.format(output=str(output), pages=str(folder / "pages")))
-      verb = "decontaminate" if arguments.text else "run"
+      verb = arguments.until or ("decontaminate" if arguments.text else "run")
       command = [sys.executable, "-m", "jaxlm.data", verb, f"--config={config}"]
       command += [f"--workers={arguments.workers}", f"--tasks={arguments.tasks}"]
       peaks, seconds = measure(command, output, folder / "log")
