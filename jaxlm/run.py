@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlm import agreement, configlib, lineage, tree, xla_flags
+from jaxlm import agreement, configlib, lineage, run_checks, tree, xla_flags
 from jaxlm.checkpoint import REMEDY, Checkpointer, DamagedError, Meta
 from jaxlm.config import RunConfig, model_fingerprint
 from jaxlm.data.config import TokenShardsConfig
-from jaxlm.data.manifest import Manifest
-from jaxlm.data.pipeline import BatchIterator, Pipeline, build_pipeline, evaluation_batches
+from jaxlm.data.pipeline import BatchIterator, Pipeline, build_pipeline
 from jaxlm.data.task import MaskedConfig
 from jaxlm.devices import describe
 from jaxlm.errors import UserError
-from jaxlm.evals.perplexity import Score, make_scoring_step, score
+from jaxlm.evals.perplexity import Score, make_scoring_step
+from jaxlm.heldout import describe_score, score_split
 from jaxlm.lineage import Seal
-from jaxlm.mesh import BATCH_AXES
 from jaxlm.metrics import peak_flops
 from jaxlm.models.base import Params
 from jaxlm.program import build_program, compile_step
@@ -126,92 +125,17 @@ def train(
       config.validate()
       devices = list(devices or jax.devices())
       config.validate_devices(len(devices))
-      _check_tokenizers(config, pipeline)
+      run_checks.check_tokenizers(config, pipeline)
       if jax.process_index() == 0:  # one process writes for all, and holds the lock for all
         held.enter_context(directory.lock())
-      _check_config(config, directory, accept_changes=accept_changes)
-      _check_copy(directory, pipeline)
+      run_checks.check_config(config, directory, accept_changes=accept_changes)
+      run_checks.check_copy(directory, pipeline)
       data = pipeline.fingerprint()
     agreement.check({"data": data})
     with make_layout(config.mesh, devices).activate() as layout:
       return _Training(config, directory, pipeline, layout).run(
         stop_at=stop_at, accept_changes=accept_changes, fallback=fallback, on_batch=on_batch
       )
-
-
-def _check_config(config: RunConfig, directory: Workdir, *, accept_changes: bool) -> None:
-  if not directory.exists():
-    return
-  began: RunConfig = configlib.load_json(directory.config)
-  if type(began.optim) is not type(config.optim) and not _is_import(directory):
-    raise UserError(
-      f"--workdir={directory.path}: config.optim is {type(config.optim).__name__}, the run's "
-      f"checkpoints hold the state of {type(began.optim).__name__}: choose another --workdir"
-    )
-  changes = began.changes(config)
-  if changes and not accept_changes:
-    raise UserError(
-      f"--workdir={directory.path}: its run began with another config ({'; '.join(changes[:4])}"
-      f"{f'; {len(changes) - 4} more' if len(changes) > 4 else ''}): choose another --workdir, or "
-      "add --accept_changes to go on with the new one"
-    )
-
-
-def _is_import(directory: Workdir) -> bool:
-  """Whether the newest checkpoint is an import as it came: any optimizer may begin there."""
-  if lineage.imported(directory.path) is None:
-    return False
-  checkpointer = Checkpointer(directory.checkpoints, read_only=True)
-  latest = checkpointer.latest()
-  found = latest is not None and checkpointer.meta(latest).seal.imported
-  checkpointer.close()
-  return found
-
-
-def _check_tokenizers(config: RunConfig, pipeline: Pipeline) -> None:
-  """Refuses at the start what would otherwise end the run at its first evaluation."""
-  for source in config.data.sources:
-    if isinstance(source, TokenShardsConfig):
-      _check_tokenizer(
-        Path(source.path) / "tokenizer",
-        pipeline.tokenizer_sha256,
-        "restore it, or make the dataset again with `python -m jaxlm.prepare`",
-      )
-  path = config.heldout_path()
-  if path is None or not config.eval.every_steps:
-    return
-  if not any(isinstance(source, TokenShardsConfig) for source in config.data.sources):
-    raise UserError(
-      f"config.eval.path={path}: the training data carries no tokenizer to score text with; set "
-      "config.eval.every_steps=0"
-    )
-  manifest = Manifest.load(path)
-  manifest.verify_split(path, config.eval.split, full=False)
-  if manifest.tokenizer_sha256 != pipeline.tokenizer_sha256:
-    raise UserError(
-      f"config.eval.path={path}: made with another tokenizer than the training data: prepare it "
-      "with that one"
-    )
-
-
-def _check_copy(directory: Workdir, pipeline: Pipeline) -> None:
-  if directory.tokenizer.is_dir():
-    _check_tokenizer(
-      directory.tokenizer,
-      pipeline.tokenizer_sha256,
-      "train on the dataset that the run began with, or on one prepared with "
-      f"--config.tokenizer.path={directory.tokenizer}; if this copy was edited, delete it and start"
-      " again: it is copied from the dataset",
-    )
-
-
-def _check_tokenizer(directory: Path, sha256: str | None, remedy: str) -> None:
-  found = load_tokenizer(directory, lossy=True).fingerprint()
-  if found != sha256:
-    raise UserError(
-      f"{directory}: tokenizer {found[:12]}, but the data was made with "
-      f"{'none' if sha256 is None else sha256[:12]}: {remedy}"
-    )
 
 
 class _Training:
@@ -359,7 +283,7 @@ class _Training:
         values = self.evaluate(state.params)
         tracker.log(step, {f"eval/{k}": v for k, v in values.to_dict().items() if v is not None})
         masked = isinstance(config.data.task, MaskedConfig)
-        progress.message(f"step {step}: held-out {_describe(values, masked=masked)}")
+        progress.message(f"step {step}: held-out {describe_score(values, masked=masked)}")
 
       loop = Loop(
         step_fn=step.call,
@@ -454,52 +378,3 @@ class _Seen:
     arrays = next(self._batches)
     self._on_batch(first, arrays)
     return arrays
-
-
-def score_split(
-  config: RunConfig,
-  path: str,
-  scorer: Any,
-  params: Params,
-  layout: Layout,
-  *,
-  count_bytes: bool = True,
-) -> Score:
-  """The score on the split eval.split of the dataset at `path`.
-
-  Args:
-    scorer: make_scoring_step's.
-    count_bytes: False for a tokenizer whose ids do not stand for all of the text: no bits per byte.
-  """
-  source = TokenShardsConfig(name="heldout", path=path, split=config.eval.split).build(
-    config.data.seq_len
-  )
-  batch = config.eval.batch_size or config.global_batch_size
-  shards = layout.size(*BATCH_AXES)
-  shard_index, shard_count = layout.row_shard()
-  batches = evaluation_batches(
-    source,
-    -(-batch // shards) * shards,
-    max_rows=config.eval.max_rows,
-    shard_index=shard_index,
-    shard_count=shard_count,
-    attend_across_documents=config.data.attend_across_documents,
-    task=config.data.task,
-    seed=config.data.seed,
-  )
-  use_segments = not config.data.attend_across_documents
-  return score(
-    scorer,
-    params,
-    batches,
-    layout,
-    use_segments=use_segments,
-    count_bytes=count_bytes and not isinstance(config.data.task, MaskedConfig),
-  )
-
-
-def _describe(values: Score, *, masked: bool) -> str:
-  what = "masked perplexity" if masked else "perplexity"
-  text = f"loss {values.loss:.4f}, {what} {values.perplexity:.2f}"
-  bits = values.bits_per_byte
-  return text if bits is None else f"{text}, {bits:.4f} bits per byte"

@@ -16,6 +16,7 @@ from jaxlm.data.manifest import Manifest
 from jaxlm.data.task import PrefixConfig
 from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score, make_scoring_step
+from jaxlm.heldout import score_split
 from jaxlm.inference.generate import Generator
 from jaxlm.inference.sampling import Sampling
 from jaxlm.mesh import MeshConfig
@@ -23,7 +24,7 @@ from jaxlm.models.base import ModelDef, Params
 from jaxlm.models.config import DecoderConfig, ModelConfig
 from jaxlm.models.encoder_config import EncoderConfig
 from jaxlm.program import make_loss_fn
-from jaxlm.run import score_split, setup_jax
+from jaxlm.run import setup_jax
 from jaxlm.sharding import Layout, make_layout
 from jaxlm.tokenizers.base import Tokenizer, is_lossless, load_tokenizer
 from jaxlm.training.step import make_eval_step

@@ -31,7 +31,8 @@ LAYERS = (
   {"training", "evals"},
   {"config", "plan"},
   # what mains share: the parts put together
-  {"program", "run", "trained", "report", "sizing", "resumption", "resume_proof", "rehearsal"},
+  {"program", "run", "trained", "report", "sizing", "resumption", "resume_proof", "rehearsal"}
+  | {"run_checks", "heldout"},
   {"cli", "configflag", "score_documents"},
 )
 MAINS = len(LAYERS) - 1
@@ -59,6 +60,9 @@ SAME_LAYER = {
   ("rehearsal", "run"),
   ("rehearsal", "program"),
   ("run", "program"),
+  ("run", "run_checks"),
+  ("run", "heldout"),
+  ("trained", "heldout"),
   ("trained", "program"),
   ("trained", "run"),
 }

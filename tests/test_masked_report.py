@@ -11,9 +11,9 @@ from jaxlm.data.manifest import Split
 from jaxlm.data.task import MaskedConfig
 from jaxlm.errors import UserError
 from jaxlm.evals.perplexity import Score
+from jaxlm.heldout import describe_score
 from jaxlm.models.config import DecoderConfig
 from jaxlm.models.encoder_config import EncoderConfig
-from jaxlm.run import _describe
 
 
 def make_config(model, task):
@@ -46,4 +46,4 @@ def test_perplexity_of_masked_tokens_is_called_so(masked, capsys):
   assert values["masked"] is masked
   report.print_evaluation(values)
   assert ("masked" in capsys.readouterr().out) is masked
-  assert ("masked perplexity" in _describe(Score(20.0, 10, 0), masked=masked)) is masked
+  assert ("masked perplexity" in describe_score(Score(20.0, 10, 0), masked=masked)) is masked
