@@ -28,46 +28,26 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import train
-from multi_rows import (
-  FLOOR,
-  MODELS,
-  PARTS,
-  QUIET,
-  SECONDS,
-  SURE,
-  Row,
-  chip_of,
-  flag_environment,
-  make_rows,
-  predict,
-)
+from multi_rows import MODELS, PARTS, SECONDS, SURE, Row, chip_of, make_rows, predict
+from multi_run import CutOffError, run_row
+from multi_table import failed, show
 
 from jaxlm.errors import UserError
-from jaxlm.plan.chips import Chip
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 FAKE_RESULTS = HERE.parent / "build" / "multi_gpu_fake.jsonl"
 LAST_SECONDS = 15.0  # of the budget, for the table
-
-
-class CutOffError(Exception):
-  """The budget ended a row, which says nothing of the row."""
 
 
 # ---- where we are -------------------------------------------------------------------------------
@@ -120,134 +100,6 @@ def read(files: Iterable[Path], device: str) -> dict[str, dict[str, Any]]:
         if where.get("device") == device:
           found[where["key"]] = record
   return found
-
-
-# ---- one row ------------------------------------------------------------------------------------
-
-
-def run_row(
-  row: Row, names: Sequence[str], limit: float, options: argparse.Namespace
-) -> dict[str, Any]:
-  """Runs it on these GPUs; what was measured, or {"error"}.
-
-  Raises:
-    CutOffError: `limit`, seconds, was the rest of the budget and not enough.
-  """
-  began = time.monotonic()
-  with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
-    environment = dict(os.environ) | {k: os.environ.get(k, v) for k, v in QUIET.items()}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "true" if row.who == "faults" else "false"
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    # A checkout that is not installed is found by its own path.
-    paths = (str(HERE.parent), environment.get("PYTHONPATH", ""))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    if options.fake:
-      environment["JAX_PLATFORMS"] = "cpu"
-    else:
-      environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-    try:
-      command = _prepare(row, folder, environment, limit, options)
-    except UserError as error:
-      return {"who": row.who, "error": str(error)}
-    status, text = _wait(command, environment, limit)
-    out = folder / "result.json"
-    result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    seconds = time.monotonic() - began
-    if row.who == "faults" and result:
-      if status is not None and not result.get("done"):
-        result["error"] = f"status {status}: {reason(text)}"
-      elif status is None:
-        result["error"] = f"cut off after {limit:.0f} s"
-      return {"who": row.who, **result, "wall_seconds": seconds}
-    if status is None:
-      raise CutOffError
-    if status or not result:
-      print(text[-3000:], file=sys.stderr)
-      line = f"status {status}: {reason(text)}"
-      return {"who": row.who, "error": line, "wall_seconds": seconds}
-  job = row.job(options.steps, options.warmup)
-  return train.summarise({"who": row.who, **result, "wall_seconds": seconds}, job)
-
-
-def _prepare(
-  row: Row, folder: Path, environment: dict[str, str], limit: float, options: argparse.Namespace
-) -> list[str]:
-  """Writes the job into the folder; the command that does it. Changes the environment."""
-  if row.who == "faults":
-    job: dict[str, Any] = dict(gpus=row.gpus, dtype=row.model, fake=options.fake)
-    job |= dict(seconds=max(limit - 10, 10), device=options.device)
-    job["scenarios"] = [name for name in options.scenarios.split(",") if name]
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    return [sys.executable, str(HERE / "multi_faults.py"), str(folder)]
-  if row.who == "torchtitan":
-    there = subprocess.run(
-      [options.peer_python, "-c", "import torchtitan"], capture_output=True, check=False
-    )
-    missing = "skipped: not installed here" if there.returncode else "skipped: no adapter to it yet"
-    raise UserError(missing)
-  job = row.job(options.steps, options.warmup)
-  (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-  vocab = train.SHAPES[row.model].config(row.seq).vocab_size
-  distinct = min(train.DISTINCT_BATCHES, options.steps + options.warmup)
-  batches: Any = train.make_batches(0, distinct, row.batch, row.seq, vocab, packed=False)
-  np.savez(folder / "batches.npz", **batches)
-  if row.who == "hf":
-    command = [options.peer_python, "-m", "torch.distributed.run", "--nnodes=1"]
-    command += [f"--nproc_per_node={row.gpus}", "--master_addr=127.0.0.1"]
-    return [*command, f"--master_port={_free_port()}", str(HERE / "torch_fsdp.py"), str(folder)]
-  environment |= flag_environment(row.flags, row.gpus, environment)
-  if options.fake:
-    given = environment.get("XLA_FLAGS", "")
-    environment["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={row.gpus}".strip()
-  return [sys.executable, str(HERE / "train.py"), f"--worker={folder}"]
-
-
-def _free_port() -> int:
-  with socket.socket() as one:
-    one.bind(("127.0.0.1", 0))
-    return int(one.getsockname()[1])
-
-
-def _wait(command: list[str], environment: dict[str, str], limit: float) -> tuple[int | None, str]:
-  """(status, None: the limit came; what it printed). Whatever it started is ended with it."""
-  with tempfile.TemporaryFile() as output:
-    try:
-      process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-      )
-    except OSError as error:
-      return 127, f"{command[0]}: {error.strerror}"
-    status: int | None = None
-    try:
-      status = process.wait(limit)
-    except subprocess.TimeoutExpired:
-      # torchrun and the faults' launcher have children in sessions of their own, which end with
-      # their parent or at its SIGTERM.
-      process.terminate()
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    finally:
-      with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
-    output.seek(0)
-    return status, output.read().decode("utf-8", errors="replace")
-
-
-def reason(text: str) -> str:
-  """The line of a process's output that says best why it failed."""
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  pattern = (
-    r"(?:\[rank\d+\]: )?(error: |[\w.]*(Error|Exception)\b|.*RESOURCE_EXHAUSTED|.*out of mem)"
-  )
-  named = [line for line in lines if re.match(pattern, line) and "ChildFailedError" not in line]
-  return (named[:1] or lines[-1:] or ["no message"])[0][:300]
 
 
 # ---- all rows -----------------------------------------------------------------------------------
@@ -335,154 +187,6 @@ def seconds(row: Row, known: Mapping[str, Mapping[str, Any]], fake: bool) -> flo
     return 1.0
   factor = 0.5 if fake else 1.5 if row.model == "7b" else 1.0
   return SECONDS[row.who] * factor
-
-
-# ---- the table ----------------------------------------------------------------------------------
-
-COLUMNS = ("", "tokens/s", "a GPU", "ms", "plan", "MFU", "GiB", "plan", "GiB sent", "plan")
-RATIOS = ("weak", "strong", "× HF", "× base")
-
-
-def failed(record: Mapping[str, Any]) -> bool:
-  """Whether the row has no figures, or one of its checks failed."""
-  return "error" in record or any(c["verdict"] == "FAIL" for c in record.get("checks", []))
-
-
-def _rate(record: Mapping[str, Any] | None) -> float | None:
-  return None if record is None else record.get("tokens_per_second")
-
-
-def ratios(
-  row: Row, rows: Sequence[Row], records: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
-  """RATIOS of a row, those that can be computed; a row of the fewest GPUs has no scaling."""
-  rate = _rate(records.get(row.key))
-  if rate is None:
-    return {}
-  measured = [(one, found) for one in rows if (found := _rate(records.get(one.key)))]
-  values = {}
-  # Microbatches are how a batch fits, not what is trained.
-  micro = "config.num_microbatches"
-
-  def alike(one: Row) -> bool:
-    plain = not any(axis != "fsdp" for axis, _ in one.mesh) and one.gpus < row.gpus
-    return (
-      plain
-      and (one.who, one.model, one.seq, one.remat, one.flags)
-      == (row.who, row.model, row.seq, row.remat, row.flags)
-      and [s for s in one.sets if micro not in s] == [s for s in row.sets if micro not in s]
-    )
-
-  weak = [pair for pair in measured if alike(pair[0])
-          and pair[0].batch * row.gpus == row.batch * pair[0].gpus]  # fmt: skip
-  if weak:
-    base, its = min(weak, key=lambda pair: pair[0].gpus)
-    values["weak"] = (rate / row.gpus) / (its / base.gpus)
-  strong = [pair for pair in measured if alike(pair[0]) and pair[0].batch == row.batch]
-  if strong:
-    base, its = min(strong, key=lambda pair: pair[0].gpus)
-    values["strong"] = (rate / row.gpus) / (its / base.gpus)
-  peers = [
-    found
-    for one, found in measured
-    if one.who == "hf"
-    and (one.model, one.gpus, one.batch, one.seq) == (row.model, row.gpus, row.batch, row.seq)
-  ]
-  if row.who == "jaxlm" and peers:
-    values["× HF"] = rate / max(peers)
-  bases = [found for one, found in measured if _is_base(one, row)]
-  if bases:
-    values["× base"] = rate / bases[0]
-  return values
-
-
-def _is_base(one: Row, row: Row) -> bool:
-  """Whether `one` is what a row of other flags, RING or experts is held against."""
-  if row.flags != "table":
-    return one == dataclasses.replace(row, flags="table", rank=one.rank)
-  if row.context == "RING":
-    return one == dataclasses.replace(row, context="GATHER", rank=one.rank)
-  same = (one.gpus, one.batch, one.seq) == (row.gpus, row.batch, row.seq)
-  dense = one.who == "jaxlm" and one.model in ("1b", "toy8") and one.flags == "table"
-  plain = [axis for axis, _ in one.mesh] == ["fsdp"]
-  return "moe" in row.model and same and dense and plain and not one.sets
-
-
-def cells(
-  row: Row,
-  record: Mapping[str, Any],
-  plan: Mapping[str, float],
-  chip: Chip | None,
-  values: Mapping[str, float],
-) -> list[str]:
-  """A measured row under COLUMNS and RATIOS."""
-
-  def gib(number: float | None) -> str:
-    return "" if number is None else f"{number / 2**30:.1f}"
-
-  rate = record["tokens_per_second"]
-  name = row.key.replace("config.", "").replace("gpus=", "")
-  sent = record.get("sent_bytes")
-  return [
-    name,
-    f"{rate:,.0f}",
-    f"{rate / row.gpus:,.0f}",
-    f"{record['ms_per_step']:.1f}",
-    f"{plan['step_ms']:.0f}" if plan else "",
-    f"{record['tflops']['causal'] * 1e12 / chip.flops:.1%}" if chip else "",
-    gib(record["peak_bytes"]),
-    gib(plan.get("bytes")),
-    gib(sum(sent.values())) if sent else "",
-    gib(plan.get("sent_bytes")) if row.gpus > 1 else "",
-    *(f"{values[name]:.3f}" if name in values else "" for name in RATIOS),
-  ]
-
-
-def show(
-  rows: Sequence[Row],
-  every: Sequence[Row],
-  records: Mapping[str, Mapping[str, Any]],
-  plans: Mapping[str, Mapping[str, float]],
-  chip: Chip | None,
-  *,
-  fake: bool,
-) -> None:
-  """The table of the rows that have figures, then the verdicts, then what failed.
-
-  every: rows that ratios may be taken to.
-  """
-  from rich.console import Console
-  from rich.table import Table
-
-  of = chip.name if chip else "an unknown device: no MFU, no plan"
-  table = Table(title=f"{'TOY SHAPES ON CPU DEVICES; ' if fake else ''}plan and MFU of {of}")
-  for i, name in enumerate((*COLUMNS, *RATIOS)):
-    table.add_column(name, justify="right" if i else "left", no_wrap=True)
-  lines = []
-  for row in rows:
-    record = records.get(row.key)
-    if record is None:
-      continue
-    for check in record.get("checks", []):
-      lines.append(f"{check['verdict']} {check['name']}: {check['detail']}")
-    if "error" in record:
-      lines.append(f"{row.key}: {record['error']}")
-    elif row.who != "faults":
-      table.add_row(*cells(row, record, plans[row.key], chip, ratios(row, every, records)))
-  for row in rows:
-    # The floor is promised of eight GPUs; fewer are shown against it all the same.
-    plain = row.flags == "table" and not row.sets and [axis for axis, _ in row.mesh] == ["fsdp"]
-    weak = ratios(row, every, records).get("weak")
-    if row.who == "jaxlm" and plain and row.model in ("3b", "toy8") and weak is not None:
-      word = "SKIP" if fake else "PASS" if weak >= FLOOR else "FAIL"
-      name = f"weak scaling of {row.model}, fsdp on {row.gpus} GPUs"
-      lines.append(f"{word} {name}: {weak:.3f} (floor {FLOOR} on 8)")
-  console = Console()
-  console = console if console.is_terminal else Console(width=190)
-  if table.row_count:
-    console.print(table)
-  for line in lines:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 # ---- the command --------------------------------------------------------------------------------

@@ -10,14 +10,11 @@ The job's `peer_remat`: "full" computes each block again in the backward pass. O
 float32. It needs torch, transformers and numpy, and nothing of jaxlm.
 """
 
-import itertools
 import json
 import os
 import platform
 import resource
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch_peer import Transformers, _mark, initialise, make_optimizer
+from torch_peer import Transformers, initialise, make_optimizer, timed
 
 # NVLink multicast can put a shared host's GPUs out of service. What is set already stays.
 for _name, _value in (
@@ -109,23 +106,7 @@ def train(job: dict[str, Any], directory: Path) -> dict[str, Any]:
     optimizer.zero_grad(set_to_none=True)
     losses.append(loss.detach().clone())
 
-  synchronise()
-  began = time.perf_counter()
-  step(0)
-  synchronise()
-  first_seconds = time.perf_counter() - began
-  for i in range(1, job["warmup"]):
-    step(i)
-  synchronise()
-  start = time.perf_counter()
-  marks: list[Any] = [_mark(cuda)]
-  for i in range(job["warmup"], job["warmup"] + job["steps"]):
-    step(i)
-    marks.append(_mark(cuda))
-  synchronise()
-  block_seconds = time.perf_counter() - start
-  step_ms = [a.elapsed_time(b) if cuda else (b - a) * 1e3 for a, b in itertools.pairwise(marks)]
-
+  times = timed(step, job, synchronise, cuda=cuda)
   means = torch.stack(losses)
   dist.all_reduce(means)
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -145,12 +126,10 @@ def train(job: dict[str, Any], directory: Path) -> dict[str, Any]:
     "device": torch.cuda.get_device_name() if cuda else "cpu",
     "versions": found,
     "parameters": sum(p.numel() for p in model.parameters()),
-    "step_ms": step_ms,
-    "block_seconds": block_seconds,
+    **times,
     "losses": (means / world).tolist(),
     "peak_bytes": peaks[0].item(),
     "peak_reserved_bytes": peaks[1].item(),
-    "compile_seconds": max(first_seconds - statistics.median(step_ms) / 1e3, 0.0),
     "rank": rank,
   }
 

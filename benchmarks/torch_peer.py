@@ -18,7 +18,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,30 @@ def train(job: dict[str, Any], directory: Path) -> dict[str, Any]:
     # A copy: a CUDA graph's next run overwrites its outputs.
     losses.append(loss.detach().clone())
 
+  times = timed(step, job, synchronise, cuda=cuda)
+  found = {"torch": torch.__version__, "python": platform.python_version()}
+  if "transformers" in sys.modules:
+    found["transformers"] = sys.modules["transformers"].__version__
+  if cuda:
+    found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return {
+    "device": torch.cuda.get_device_name() if cuda else "cpu",
+    "versions": found,
+    "threads": torch.get_num_threads(),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    "parameters": sum(p.numel() for p in inner.parameters()),
+    **times,
+    "losses": [loss.item() for loss in losses],
+    "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak,
+    "peak_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else peak,
+  }
+
+
+def timed(
+  step: Callable[[int], None], job: dict[str, Any], synchronise: Callable[[], None], *, cuda: bool
+) -> dict[str, Any]:
+  """Runs the steps of the job; {"step_ms", "block_seconds", "compile_seconds"} of those timed."""
   synchronise()
   began = time.perf_counter()
   step(0)
@@ -255,25 +279,8 @@ def train(job: dict[str, Any], directory: Path) -> dict[str, Any]:
   synchronise()
   block_seconds = time.perf_counter() - start
   step_ms = [a.elapsed_time(b) if cuda else (b - a) * 1e3 for a, b in itertools.pairwise(marks)]
-  found = {"torch": torch.__version__, "python": platform.python_version()}
-  if "transformers" in sys.modules:
-    found["transformers"] = sys.modules["transformers"].__version__
-  if cuda:
-    found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  return {
-    "device": torch.cuda.get_device_name() if cuda else "cpu",
-    "versions": found,
-    "threads": torch.get_num_threads(),
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    "parameters": sum(p.numel() for p in inner.parameters()),
-    "step_ms": step_ms,
-    "block_seconds": block_seconds,
-    "losses": [loss.item() for loss in losses],
-    "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak,
-    "peak_reserved_bytes": torch.cuda.max_memory_reserved() if cuda else peak,
-    "compile_seconds": max(first_seconds - statistics.median(step_ms) / 1e3, 0.0),
-  }
+  compiling = max(first_seconds - statistics.median(step_ms) / 1e3, 0.0)
+  return {"step_ms": step_ms, "block_seconds": block_seconds, "compile_seconds": compiling}
 
 
 def _mark(cuda: bool) -> Any:

@@ -56,31 +56,28 @@ def _tpu(name: str, **values: float) -> Chip:
   )
 
 
+_H100 = Chip(
+  name="h100",
+  flops=989.4e12,
+  memory=80e9,
+  memory_bandwidth=3.35e12,
+  link_bandwidth=450e9,
+  axis_links=1,
+  torus_dims=0,
+  fast_devices=8,
+  slow_bandwidth=50e9,
+  source="NVIDIA H100 SXM data sheet and DGX H100 user guide (a 400 Gb/s port for each GPU)",
+)
+
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip(
-      name="h100",
-      flops=989.4e12,
-      memory=80e9,
-      memory_bandwidth=3.35e12,
-      link_bandwidth=450e9,
-      axis_links=1,
-      torus_dims=0,
-      fast_devices=8,
-      slow_bandwidth=50e9,
-      source="NVIDIA H100 SXM data sheet and DGX H100 user guide (a 400 Gb/s port for each GPU)",
-    ),
-    Chip(
+    _H100,
+    dataclasses.replace(
+      _H100,
       name="h200",
-      flops=989.4e12,
       memory=141e9,
       memory_bandwidth=4.8e12,
-      link_bandwidth=450e9,
-      axis_links=1,
-      torus_dims=0,
-      fast_devices=8,
-      slow_bandwidth=50e9,
       source="NVIDIA H200 SXM data sheet; links as the H100's",
     ),
     Chip(

@@ -17,6 +17,8 @@ sys.path.insert(0, str(BENCHMARKS))
 import multi_faults  # noqa: E402
 import multi_gpu  # noqa: E402
 import multi_rows  # noqa: E402
+import multi_run  # noqa: E402
+import multi_table  # noqa: E402
 
 GIB = 2**30
 H200 = "NVIDIA H200"
@@ -106,10 +108,10 @@ def test_multicast_stays_off(tmp_path, monkeypatch):
     seen.update(environment)
     return 1, "ValueError: enough"
 
-  monkeypatch.setattr(multi_gpu, "_wait", wait)
+  monkeypatch.setattr(multi_run, "_wait", wait)
   options = argparse.Namespace(fake=False, steps=1, warmup=1)
   row = rows(["scaling"], (2,), ["3b"], fake=True)[0]
-  found = multi_gpu.run_row(row, ["4", "7"], 10, options)
+  found = multi_run.run_row(row, ["4", "7"], 10, options)
   assert found["error"] == "status 1: ValueError: enough"
   assert seen["NCCL_NVLS_ENABLE"] == "0" and seen["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
   assert seen["NVSHMEM_DISABLE_NVLS"] == "0" and seen["CUDA_VISIBLE_DEVICES"] == "4,7"
@@ -175,7 +177,7 @@ def test_a_row_that_hangs_is_ended_by_its_own_limit(tmp_path):
   """Breaks if it takes the budget, or leaves a process behind."""
   file = tmp_path / "pid"
   code = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-  status, _ = multi_gpu._wait([sys.executable, "-c", code], dict(os.environ), 1.5)
+  status, _ = multi_run._wait([sys.executable, "-c", code], dict(os.environ), 1.5)
   assert status is None
   with pytest.raises(ProcessLookupError):
     os.kill(int(file.read_text()), 0)
@@ -183,9 +185,9 @@ def test_a_row_that_hangs_is_ended_by_its_own_limit(tmp_path):
 
 def test_the_reason_of_a_failure_is_its_error():
   text = "W1 warning\nTraceback:\n  x\njaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: no\n----\nnote"
-  assert multi_gpu.reason(text).startswith("jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED")
-  assert multi_gpu.reason("[rank1]: torch.OutOfMemoryError: CUDA\n===\nend").startswith("[rank1]")
-  assert multi_gpu.reason("") == "no message"
+  assert multi_run.reason(text).startswith("jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED")
+  assert multi_run.reason("[rank1]: torch.OutOfMemoryError: CUDA\n===\nend").startswith("[rank1]")
+  assert multi_run.reason("") == "no message"
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_ratios_and_verdict(capsys):
     }
     for key, rate in rates.items()
   }
-  found = {key: multi_gpu.ratios(by_key[key], some, records) for key in rates}
+  found = {key: multi_table.ratios(by_key[key], some, records) for key in rates}
   keys = list(rates)
   assert found[keys[0]] == {}
   assert found[keys[1]] == pytest.approx({"weak": 0.92, "× HF": 1.15})
@@ -222,7 +224,7 @@ def test_ratios_and_verdict(capsys):
   assert found[keys[5]] == pytest.approx({"strong": 0.5})
   records[some[3].key] = {"who": "jaxlm", "error": "status 1: gone"}
   plans = {row.key: {} for row in some}
-  multi_gpu.show(some, some, records, plans, multi_rows.chip_of(H200), fake=False)
+  multi_table.show(some, some, records, plans, multi_rows.chip_of(H200), fake=False)
   out = capsys.readouterr().out
   assert "FAIL weak scaling of 3b, fsdp on 8 GPUs: 0.920 (floor 0.93 on 8)" in out
   assert "50.0%" in out and f"{some[3].key}: status 1: gone" in out
@@ -234,7 +236,7 @@ def test_what_other_flags_a_ring_and_experts_are_held_against():
   records = {row.key: {"tokens_per_second": 100.0 + i} for i, row in enumerate(some)}
   found = {}
   for row in some:
-    if "× base" in (values := multi_gpu.ratios(row, some, records)):
+    if "× base" in (values := multi_table.ratios(row, some, records)):
       rate = records[row.key]["tokens_per_second"] / values["× base"]
       found[row.key] = some[round(rate - 100)].key
   flags = "jaxlm 3b gpus=8 fsdp=8 32x2048 remat=NONE"
@@ -248,8 +250,8 @@ def test_what_other_flags_a_ring_and_experts_are_held_against():
 
 
 def test_a_failed_check_fails_the_command():
-  assert multi_gpu.failed({"checks": [{"verdict": "FAIL"}, {"verdict": "PASS"}]})
-  assert not multi_gpu.failed({"checks": [{"verdict": "SKIP"}, {"verdict": "PASS"}]})
+  assert multi_table.failed({"checks": [{"verdict": "FAIL"}, {"verdict": "PASS"}]})
+  assert not multi_table.failed({"checks": [{"verdict": "SKIP"}, {"verdict": "PASS"}]})
 
 
 # ---- for real, on CPU devices --------------------------------------------------------------------

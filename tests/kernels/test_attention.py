@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from jaxlm.errors import UserError
 from jaxlm.kernels import attention
 from jaxlm.layers.config import AttentionImpl
+from jaxlm.mesh import MeshConfig
+from jaxlm.sharding import make_layout
 
 
 def qk(dtype=jnp.bfloat16, head_dim=128, T=256):
@@ -104,6 +107,34 @@ def test_blocks_of_queries_are_attention_in_one_piece(kv_heads, packed):
       inputs[i] = (q, k, v)[i] + sign * 1e-5 * step
       ends.append((w * direct(*inputs)).sum())
     np.testing.assert_allclose((grad * step).sum(), (ends[0] - ends[1]) / 2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_blocks_of_queries_on_a_mesh_are_those_of_one_device(kv_heads):
+  """Broken by a block that is cut along a sharded dim, or by a gradient that is not summed."""
+  rng = np.random.default_rng(0)
+  arrays = [
+    jnp.asarray(rng.normal(size=(4, 128, n, 8)), jnp.float32) for n in (4, kv_heads, kv_heads)
+  ]
+  ids = jnp.asarray(np.sort(rng.integers(0, 4, (4, 128)), axis=1), jnp.int32)
+
+  def step(q, k, v, ids):
+    def loss(q, k, v):
+      return jnp.sum(jnp.sin(attention.attention(q, k, v, segment_ids_BT=ids)))
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+  expected = jax.jit(step)(*arrays, ids)
+  with make_layout(MeshConfig(data=2, fsdp=2, model=2), jax.devices()[:8]).activate() as layout:
+    heads = layout.spec(("act_batch", "act_seq", "act_heads", None))
+    kv = layout.spec(("act_batch", "act_seq", "act_kv_heads", None))
+    placed = [
+      jax.device_put(x, NamedSharding(layout.mesh, spec))
+      for x, spec in zip(arrays, (heads, kv, kv))
+    ]
+    rows = NamedSharding(layout.mesh, layout.spec(("act_batch", "act_seq")))
+    found = jax.jit(step)(*placed, jax.device_put(ids, rows))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, expected)
 
 
 def test_first_keys_are_where_documents_begin():

@@ -13,7 +13,7 @@ from jaxlm.errors import UserError
 
 pytest.importorskip("datatrove")
 
-from jaxlm.data.stages import dedup
+from jaxlm.data.stages import dedup, dedup_rule
 
 OFF = MinhashConfig(enabled=False)
 
@@ -224,11 +224,11 @@ def test_the_ends_of_a_chain_are_not_duplicates():
   import numpy as np
 
   def member(at, signature):
-    return dedup.Member(at, str(at), 100 - at, 0.0, 0, np.array(signature))
+    return dedup_rule.Member(at, str(at), 100 - at, 0.0, 0, np.array(signature))
 
   chain = [member(0, [1, 1, 1, 1]), member(1, [1, 1, 2, 2]), member(2, [2, 2, 2, 2])]
-  assert [one.at for one in dedup.choose(chain, KeepRule.LONGEST, 0.5)] == [1]
-  assert [one.at for one in dedup.choose(chain, KeepRule.LONGEST, 0.0)] == [1, 2]
+  assert [one.at for one in dedup_rule.choose(chain, KeepRule.LONGEST, 0.5)] == [1]
+  assert [one.at for one in dedup_rule.choose(chain, KeepRule.LONGEST, 0.0)] == [1, 2]
 
 
 @pytest.mark.parametrize("unit", [LineUnit.LINE, LineUnit.PARAGRAPH])
